@@ -102,6 +102,14 @@ def test_call_hook_inserts_operations():
     np.testing.assert_allclose(doubled(x), 4.0 * np.asarray(model(x)), rtol=1e-6)
 
 
+def test_adapted_normalization_keeps_its_statistics():
+    data = np.random.default_rng(0).uniform(3.0, 9.0, (50, 3)).astype("float32")
+    layer = keras.layers.Normalization()
+    layer.adapt(data)
+    model = keras.Sequential([keras.Input((3,)), layer])
+    np.testing.assert_array_equal(rebuild(model)(data), model(data))
+
+
 def test_batch_size_can_be_fixed():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     assert rebuild(model, batch_size=1).inputs[0].shape == (1, 4)

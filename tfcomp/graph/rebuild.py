@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -14,12 +14,13 @@ Clone = Callable[[str, Any], Any]
 Call = Callable[[Any, Node, tuple[Any, ...], dict[str, Any]], Any]
 
 
-def clone_op(op: Any, name: str | None = None) -> Any:
+def clone_op(op: Any, name: str | None = None, changes: Mapping[str, Any] | None = None) -> Any:
     """A fresh layer or operation of the same configuration, with weights not yet made.
 
     Args:
         op: A Keras layer or operation.
         name: Its name in the new model; that of `op` by default.
+        changes: Entries of the configuration that are to be other than those of `op`.
 
     Returns:
         The copy.
@@ -28,7 +29,7 @@ def clone_op(op: Any, name: str | None = None) -> Any:
         UnsupportedModelError: If the class does not say how to be made again.
     """
     try:
-        config = op.get_config()
+        config = {**op.get_config(), **(changes or {})}
         if name is not None and isinstance(op, keras.layers.Layer):
             config["name"] = name
         if isinstance(op, keras.layers.Lambda):
@@ -124,3 +125,6 @@ def _copy_weights(graph: Graph, new_ops: dict[str, Any]) -> None:
         old, new = op.get_weights(), new_op.get_weights()
         if [value.shape for value in old] == [value.shape for value in new]:
             new_op.set_weights(old)
+            if isinstance(new_op, keras.layers.Normalization):
+                # What it computes with is derived from its weights, and only when told to.
+                new_op.finalize_state()
