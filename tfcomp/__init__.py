@@ -1,0 +1,76 @@
+"""tfcomp: model compression for Keras 3 on TensorFlow.
+
+This is the map: rooms by their names, and the verbs that most users need. Rooms are imported
+when they are first used, so that `tfcomp --help` need not wait for TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tfcomp.version import __version__
+
+if TYPE_CHECKING:
+    from tfcomp import (
+        architectures,
+        callbacks,
+        conversion,
+        datasets,
+        distillation,
+        graph,
+        profiling,
+        pruning,
+        quantization,
+        recipes,
+        reporting,
+        runtime,
+    )
+    from tfcomp.conversion import convert
+    from tfcomp.profiling import profile
+
+_ROOMS = (
+    "architectures",
+    "callbacks",
+    "conversion",
+    "datasets",
+    "distillation",
+    "graph",
+    "profiling",
+    "pruning",
+    "quantization",
+    "recipes",
+    "reporting",
+    "runtime",
+)
+_VERBS = {"convert": "conversion", "profile": "profiling"}
+
+__all__ = [
+    "__version__",
+    "architectures",
+    "callbacks",
+    "conversion",
+    "convert",
+    "datasets",
+    "distillation",
+    "graph",
+    "profile",
+    "profiling",
+    "pruning",
+    "quantization",
+    "recipes",
+    "reporting",
+    "runtime",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"tfcomp.{name}")
+    if name in _VERBS:
+        return getattr(importlib.import_module(f"tfcomp.{_VERBS[name]}"), name)
+    raise AttributeError(f"module 'tfcomp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

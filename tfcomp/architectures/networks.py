@@ -21,7 +21,7 @@ def residual_network(
 ) -> keras.Model:
     """A residual network of two-convolution blocks: y = ReLU(F(x) + shortcut(x)).
 
-    Pixels 0…255 go in, logits come out; each stage but the first halves the resolution.
+    Pixels 0…255 go in, logits come out; the stem and each stage but the first halve the resolution.
 
     Args:
         input_shape: (height, width, channels) of an image.
@@ -46,7 +46,7 @@ def residual_network(
     _check(classes=classes, blocks=blocks, widths=widths)
     image = keras.Input(tuple(input_shape), name="image")
     x = layers.Rescaling(1 / 127.5, offset=-1.0, name="rescale")(image)
-    x = _conv_norm(x, widths[0], 3, 1, "stem")
+    x = _conv_norm(x, widths[0], 3, 2, "stem")
     x = layers.ReLU(name="stem_relu")(x)
     for stage, width in enumerate(widths):
         for block in range(blocks):

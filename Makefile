@@ -1,0 +1,45 @@
+# Two commands do everything on a machine that has only Python and make:
+#   make demo    creates the environment, installs, runs the main job
+#   make test    the same, runs the tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= demo
+PROCESSES ?= 2
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: demo test test-all lint types figures clean
+
+# The stamp makes a second call skip the installation until what is to be installed changes.
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Goes on with a demo that was interrupted, and shows one that is finished.
+demo: $(VENV)/installed
+	$(BIN)/tfcomp demo --out=$(OUT) --resume
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile -m 'not long'
+
+test-all: $(VENV)/installed
+	$(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Over the installed package, from outside the root: on an editable install mypy would skip
+# tfcomp.callbacks without a word.
+types: $(VENV)/installed
+	rm -rf $(VENV)/types && $(PYTHON) -m venv --system-site-packages $(VENV)/types
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/types/wheel .
+	cd $(VENV)/types && MYPYPATH=wheel ../bin/python -m mypy --config-file ../../pyproject.toml -p tfcomp
+
+figures: $(VENV)/installed
+	$(BIN)/python benchmarks/figures.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo

@@ -1,0 +1,5 @@
+"""Before TensorFlow is imported: quiet logs."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
