@@ -1,0 +1,175 @@
+"""Multiply-adds of one call of a layer, from its weights and the shapes around it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+Shape = tuple[int | None, ...]
+
+# Each of these does work in proportion to its elements only, which is not counted: a
+# BatchNormalization folds away, and the others are small beside the products around them.
+_ELEMENTWISE = (
+    keras.layers.BatchNormalization,
+    keras.layers.Embedding,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.RMSNormalization,
+    keras.layers.Normalization,
+    keras.layers.PReLU,
+)
+_OPAQUE = ("Attention", "AdditiveAttention", "Dot", "Einsum", "Lambda", "Tensordot", "Vdot")
+
+
+class UncountedError(Exception):
+    """The multiply-adds of this call are not known; the message is the reason."""
+
+
+def call_macs(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
+    """Multiply-adds of one call for one sample.
+
+    Convolutions: output positions × kernel elements, which covers groups, strides and
+    dilation; transposed ones: input positions × kernel elements. Dense: positions × kernel
+    elements. Recurrent layers: steps × (kernel + recurrent kernel). Additions of a bias,
+    activations, pooling and normalisation count 0, as in the papers.
+
+    Args:
+        op: The layer or operation.
+        inputs: Shapes of its tensor arguments, batch in front.
+        output: Shape of its (first) output, batch in front.
+
+    Returns:
+        The count.
+
+    Raises:
+        UncountedError: If a dimension is dynamic or the kind has no rule.
+    """
+    for kinds, rule in _RULES:
+        if isinstance(op, kinds):
+            return rule(op, inputs, output)
+    if isinstance(op, _ELEMENTWISE):
+        return 0
+    kind = type(op).__name__
+    if kind in ("Matmul", "MatMul"):
+        return _size(output) * _known(inputs[0][-1])
+    if kind in _OPAQUE:
+        raise UncountedError(f"no rule for {kind}")
+    if isinstance(op, keras.layers.Wrapper):
+        return call_macs(op.layer, inputs, output)
+    if isinstance(op, keras.layers.Layer) and op.trainable_weights:
+        raise UncountedError(f"no rule for {kind}, which has weights")
+    return 0
+
+
+def _known(dim: int | None) -> int:
+    if dim is None:
+        raise UncountedError("a dimension is dynamic: give `input_shape`")
+    return dim
+
+
+def _size(shape: Shape) -> int:
+    """Elements of one sample."""
+    return math.prod(_known(dim) for dim in shape[1:])
+
+
+def _elements(variable: Any) -> int:
+    return math.prod(variable.shape)
+
+
+def _convolution(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
+    return _size(output) // op.filters * _elements(op.kernel)
+
+
+def _transposed(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
+    channels = op.kernel.shape[-1]
+    return _size(inputs[0]) // channels * _elements(op.kernel)
+
+
+def _depthwise(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
+    channels = op.kernel.shape[-2] * op.kernel.shape[-1]
+    return _size(output) // channels * _elements(op.kernel)
+
+
+def _separable(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
+    kernels = _elements(op.depthwise_kernel) + _elements(op.pointwise_kernel)
+    return _size(output) // op.filters * kernels
+
+
+def _dense(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
+    return _size(output) // op.units * _elements(op.kernel)
+
+
+def _einsum_dense(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
+    terms, result = op.equation.split("->")
+    first, second = terms.split(",")
+    sizes: dict[str, int] = {}
+    if "..." in first:
+        head, tail = first.split("...")
+        middle = inputs[0][len(head) : len(inputs[0]) - len(tail)]
+        letters = [*head, *(f".{i}" for i in range(len(middle))), *tail]
+    else:
+        letters = list(first)
+    for letter, dim in zip(letters[1:], inputs[0][1:], strict=True):
+        sizes[letter] = _known(dim)
+    sizes.update(zip(second, op.kernel.shape, strict=True))
+    return math.prod(sizes.values())
+
+
+def _recurrent(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
+    cell = op.cell
+    if not hasattr(cell, "recurrent_kernel"):
+        raise UncountedError(f"no rule for a cell of class {type(cell).__name__}")
+    steps = _known(inputs[0][1])
+    return steps * (_elements(cell.kernel) + _elements(cell.recurrent_kernel))
+
+
+def _bidirectional(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
+    return sum(call_macs(layer, inputs, output) for layer in (op.forward_layer, op.backward_layer))
+
+
+def _time_distributed(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
+    steps = _known(inputs[0][1])
+    inner = [(shape[0], *shape[2:]) for shape in inputs]
+    return steps * call_macs(op.layer, inner, (output[0], *output[2:]))
+
+
+def _attention(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
+    config = op.get_config()
+    heads, key_dim = config["num_heads"], config["key_dim"]
+    value_dim = config["value_dim"] or key_dim
+    query, value = inputs[0], inputs[1]
+    key = inputs[2] if len(inputs) > 2 else value
+    queries = _size(query) // _known(query[-1])
+    keys = _size(key) // _known(key[-1])
+    projections = (
+        _size(query) * heads * key_dim
+        + _size(key) * heads * key_dim
+        + _size(value) * heads * value_dim
+        + queries * heads * value_dim * _known(output[-1])
+    )
+    return projections + heads * queries * keys * (key_dim + value_dim)
+
+
+_Rule = Callable[[Any, Sequence[Shape], Shape], int]
+_RULES: tuple[tuple[Any, _Rule], ...] = (
+    ((keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D), _depthwise),
+    ((keras.layers.SeparableConv1D, keras.layers.SeparableConv2D), _separable),
+    (
+        (
+            keras.layers.Conv1DTranspose,
+            keras.layers.Conv2DTranspose,
+            keras.layers.Conv3DTranspose,
+        ),
+        _transposed,
+    ),
+    ((keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D), _convolution),
+    (keras.layers.Dense, _dense),
+    (keras.layers.EinsumDense, _einsum_dense),
+    (keras.layers.Bidirectional, _bidirectional),
+    (keras.layers.TimeDistributed, _time_distributed),
+    (keras.layers.MultiHeadAttention, _attention),
+    (keras.layers.RNN, _recurrent),
+)
