@@ -1,15 +1,34 @@
 """The one place that walks and rewrites a Keras model."""
 
+from tfcomp.graph.channels import AxisKey, SizeKey
+from tfcomp.graph.dependency import (
+    FIXED,
+    Dependencies,
+    Group,
+    Producer,
+    dependencies,
+    removed_channels,
+)
 from tfcomp.graph.rebuild import clone_op, rebuild
+from tfcomp.graph.removal import remove_units
 from tfcomp.graph.trace import Graph, Node, Tensor, check_model, is_graph_model, trace
 
 __all__ = [
+    "FIXED",
+    "AxisKey",
+    "Dependencies",
     "Graph",
+    "Group",
     "Node",
+    "Producer",
+    "SizeKey",
     "Tensor",
     "check_model",
     "clone_op",
+    "dependencies",
     "is_graph_model",
     "rebuild",
+    "remove_units",
+    "removed_channels",
     "trace",
 ]

@@ -1,0 +1,223 @@
+"""Which channels flow where: the state of a walk, and what one call may say to it.
+
+Every output channel that a layer creates gets an *id*. A tensor's `Flow` names the axis that
+carries channels and the id at each position of it: adding two tensors unites their ids,
+concatenating joins the arrays, flattening repeats them, and a weight axis that reads a tensor
+is bound to the ids it reads. Ids that are united are one unit, removed together or not at all.
+What a model looks like then no longer matters: any topology comes down to ids.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from tfcomp.graph.trace import Graph, Node, Tensor, tensors
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Flow:
+    """The axis of a tensor that carries channels, and the id at each of its positions.
+
+    A tensor without a flow is one of which no axis is ever cut.
+    """
+
+    axis: int
+    ids: Ids
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisKey:
+    """An axis of a weight: `AxisKey("conv1", "kernel", 3)`."""
+
+    layer: str
+    weight: str
+    axis: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SizeKey:
+    """An entry of a configuration that counts channels; `index` where it is a list of numbers."""
+
+    layer: str
+    entry: str
+    index: int | None = None
+
+
+class Barrier(Exception):  # noqa: N818 (not an error: an answer that a handler gives)
+    """Raised by a handler whose call does not keep channels apart; says so as a verb phrase."""
+
+
+class Walk:
+    """Ids, how they are united, which are frozen and why, and what is bound to them."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.flows: dict[Tensor, Flow] = {}
+        self.bound: dict[AxisKey | SizeKey, Ids] = {}
+        self.created: dict[str, AxisKey] = {}
+        self.frozen: list[tuple[Ids, str]] = []
+        self.barred: dict[str, str] = {}
+        self._parents: list[int] = []
+
+    def fresh(self, count: int) -> Ids:
+        """`count` ids that nothing else has."""
+        start = len(self._parents)
+        self._parents.extend(range(start, start + count))
+        return np.arange(start, start + count, dtype=np.int64)
+
+    def root(self, identifier: int) -> int:
+        """The smallest id that is united with this one."""
+        parents = self._parents
+        while parents[identifier] != identifier:
+            parents[identifier] = parents[parents[identifier]]
+            identifier = parents[identifier]
+        return identifier
+
+    def roots(self) -> Ids:
+        """The root of every id."""
+        return np.array([self.root(i) for i in range(len(self._parents))], dtype=np.int64)
+
+    def unite(self, first: Ids, second: Ids) -> Ids:
+        """Makes the ids at equal positions one; returns `first`."""
+        for a, b in zip(first.tolist(), second.tolist(), strict=True):
+            low, high = sorted((self.root(a), self.root(b)))
+            self._parents[high] = low
+        return first
+
+    def freeze(self, ids: Ids, reason: str) -> Ids:
+        """Forbids the removal of `ids`, and of all that is or will be united with them."""
+        self.frozen.append((ids, reason))
+        return ids
+
+    def bind(self, key: AxisKey | SizeKey, ids: Ids) -> Ids:
+        """Ties a weight axis to ids; a second call of a shared layer unites its own with them."""
+        return self.unite(self.bound.setdefault(key, ids), ids)
+
+
+class Call:
+    """One call as a handler sees it: what comes in, and what it reads, creates and passes on."""
+
+    def __init__(self, walk: Walk, node: Node) -> None:
+        self.walk, self.node, self.op = walk, node, node.op
+
+    @property
+    def flows(self) -> list[Flow | None]:
+        """The flow of each input tensor."""
+        return [self.walk.flows.get(tensor) for tensor in self.node.inputs]
+
+    @property
+    def tensor(self) -> Tensor:
+        """The only input tensor."""
+        if len(self.node.inputs) != 1:
+            raise Barrier(f"takes {len(self.node.inputs)} tensors where one was expected")
+        return self.node.inputs[0]
+
+    @property
+    def flow(self) -> Flow | None:
+        """The flow of the only input tensor."""
+        return self.walk.flows.get(self.tensor)
+
+    @property
+    def rank(self) -> int:
+        """Number of axes of the only input tensor, the batch included."""
+        return len(self.tensor.shape)
+
+    @property
+    def data_axis(self) -> int:
+        """The axis that the layer's own `data_format` calls channels."""
+        first = getattr(self.op, "data_format", None) == "channels_first"
+        return 1 if first else self.rank - 1
+
+    def flow_on(self, axis: int) -> Flow | None:
+        """The only input's flow, which has to be on `axis`."""
+        flow = self.flow
+        if flow is not None and flow.axis != axis % self.rank:
+            raise Barrier(f"works on axis {axis % self.rank}, the channels being on {flow.axis}")
+        return flow
+
+    def frozen(self, count: int | None) -> Ids:
+        """Ids for channels that come from where nothing is cut."""
+        if count is None:
+            raise Barrier("meets an axis of unknown size")
+        reason = f"meets in {self.node.name!r} ({self.node.kind}) channels that cannot be cut"
+        return self.walk.freeze(self.walk.fresh(count), reason)
+
+    def reads(self, weight: str, axis: int, ids: Ids | None) -> Ids:
+        """Says that position i of a weight's axis belongs to ids[i]; None where nothing is cut."""
+        shape = getattr(self.op, weight).shape
+        axis %= len(shape)
+        if ids is None:
+            ids = self.frozen(shape[axis])
+        if len(ids) != shape[axis]:
+            raise Barrier(f"has {shape[axis]} entries in its {weight} for {len(ids)} channels")
+        return self.walk.bind(AxisKey(self.node.name, weight, axis), ids)
+
+    def counts(self, entry: str, ids: Ids, index: int | None = None) -> Ids:
+        """Says that an entry of the configuration is the number of `ids`."""
+        return self.walk.bind(SizeKey(self.node.name, entry, index), ids)
+
+    def creates(self, entry: str, kernel: str, axis: int, output_axis: int) -> Flow:
+        """Says that the layer makes new channels, along `axis` of its kernel and its bias."""
+        shape = getattr(self.op, kernel).shape
+        key = AxisKey(self.node.name, kernel, axis % len(shape))
+        ids = self.walk.bound.get(key)
+        if ids is None:
+            ids = self.walk.fresh(shape[axis])
+        self.reads(kernel, axis, ids)
+        if self.op.bias is not None:
+            self.reads("bias", 0, ids)
+        self.walk.created[self.node.name] = key
+        return Flow(output_axis, self.counts(entry, ids))
+
+    def constants(self) -> Iterator[tuple[int, ...]]:
+        """Shapes of the arguments that are values, not tensors of the model."""
+        for argument in (*self.node.args, *self.node.kwargs.values()):
+            is_list = isinstance(argument, (list, tuple)) and any(tensors(argument))
+            for item in argument if is_list else [argument]:
+                if not isinstance(item, Tensor):
+                    yield tuple(item.shape) if hasattr(item, "shape") else np.shape(item)
+
+
+Handler = Callable[[Call], Flow | None]
+H = TypeVar("H", bound=Handler)
+
+_HANDLERS: dict[type | str, Handler] = {}
+
+
+def handles(*kinds: type | str) -> Callable[[H], H]:
+    """Registers a function for layers of exactly these classes, or operations of these names.
+
+    A subclass is not covered by its base class's handler: its `call` may do anything. Keras
+    gives the classes of operations (`a + b`, `keras.ops.relu`) no public names, hence strings.
+    """
+
+    def register(handler: H) -> H:
+        for kind in kinds:
+            if kind in _HANDLERS:
+                raise KeyError(f"{kind} already has a handler")
+            _HANDLERS[kind] = handler
+        return handler
+
+    return register
+
+
+def handler_of(op: Any) -> Handler | None:
+    """The function registered for this layer or operation, if there is one."""
+    is_layer = isinstance(op, keras.layers.Layer)
+    return _HANDLERS.get(type(op) if is_layer else type(op).__name__)
+
+
+def unite_all(walk: Walk, arrays: Iterable[Ids]) -> Ids:
+    """Unites arrays of equal length, position by position."""
+    first, *rest = arrays
+    for ids in rest:
+        walk.unite(first, ids)
+    return first

@@ -1,0 +1,321 @@
+"""Which channels of which layers have to be removed together, and what may not be cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from tfcomp.errors import TfcompError
+from tfcomp.graph.channels import AxisKey, Barrier, Call, Flow, Ids, SizeKey, Walk, handler_of
+from tfcomp.graph.families import barrier_reason, is_elementwise
+from tfcomp.graph.trace import Graph, Node, trace
+
+Units = npt.NDArray[np.int64]
+
+FIXED = -1
+"""Stands for a channel that is never removed."""
+
+_OUTPUT = "is an output of the model"
+_SPARED = "is to be spared"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Producer:
+    """A layer that creates channels.
+
+    Attributes:
+        name: Its name in the graph.
+        layer: The caller's own layer.
+        units: For each of its output channels the unit that it belongs to, or `FIXED`.
+        kernel: Where its kernel has the output channels.
+    """
+
+    name: str
+    layer: keras.layers.Layer
+    units: Units
+    kernel: AxisKey
+
+    def filters(self) -> npt.NDArray[np.float32]:
+        """The kernel as a matrix, [channels, weights of one filter], bias not included."""
+        kernel = keras.ops.convert_to_numpy(getattr(self.layer, self.kernel.weight))
+        return np.moveaxis(kernel, self.kernel.axis, 0).reshape(len(self.units), -1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Layers whose output channels are coupled, and the units that couple them.
+
+    Attributes:
+        layers: Names of the producers, in order of first call.
+        units: The units that can be removed, each by itself.
+    """
+
+    layers: tuple[str, ...]
+    units: Units
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dependencies:
+    """What can be removed from a model, and what goes with it.
+
+    A *unit* is a set of channels that are removed together or not at all: one filter of each
+    convolution that is added up in a residual stage, for one, with the BatchNormalization
+    entries behind them. Units are numbered from 0; `FIXED` (-1) marks what is never removed.
+
+    Attributes:
+        graph: The model's calls.
+        producers: The layers that create channels, by name, in order of first call.
+        groups: The coupled layers; each unit is in exactly one group.
+        axes: For each weight axis whose entries belong to channels, the unit of each entry. An
+            axis that reads a concatenation has the units of one part after those of the other;
+            one that reads a flattened map repeats each unit for each position.
+        sizes: The same for the entries of configurations that count channels.
+        skipped: For each layer that is left alone, or in part, the reason.
+    """
+
+    graph: Graph
+    producers: Mapping[str, Producer]
+    groups: tuple[Group, ...]
+    axes: Mapping[AxisKey, Units]
+    sizes: Mapping[SizeKey, Units]
+    skipped: Mapping[str, str]
+
+    @property
+    def n_units(self) -> int:
+        """Number of units that can be removed."""
+        return sum(len(group.units) for group in self.groups)
+
+
+def dependencies(model: keras.Model | Graph, spare: Iterable[str] = ()) -> Dependencies:
+    """Finds which channels are coupled, over any functional or Sequential model.
+
+    Inputs and outputs of the model are never cut. A layer that does not keep channels apart,
+    or is not known to, is left alone with every channel that flows into or out of it.
+
+    Args:
+        model: A built functional or Sequential model, or its `Graph`.
+        spare: Names of layers whose output channels are to stay.
+
+    Returns:
+        The producers, their groups, the axes to be cut and the layers that are skipped.
+
+    Raises:
+        UnsupportedModelError: If the model is subclassed, unbuilt or no model.
+        TfcompError: If `spare` names a layer that the model does not have.
+
+    Example:
+        >>> import keras
+        >>> x = keras.Input((8, 8, 3))
+        >>> a = keras.layers.Conv2D(4, 3, padding="same", name="a")(x)
+        >>> b = keras.layers.Conv2D(4, 3, padding="same", name="b")(a)
+        >>> y = keras.layers.Dense(2, name="y")(keras.layers.Flatten()(a + b))
+        >>> found = dependencies(keras.Model(x, y))
+        >>> [(group.layers, len(group.units)) for group in found.groups]
+        [(('a', 'b'), 4)]
+        >>> dict(found.skipped)
+        {'y': 'is an output of the model'}
+    """
+    graph = model if isinstance(model, Graph) else trace(model)
+    walk = Walk(graph)
+    barriers: dict[str, str] = {}
+    for node in graph.nodes:
+        flow = _visit(walk, node, barriers)
+        if flow is not None:
+            walk.flows[node.outputs[0]] = flow
+    _freeze_edges(walk, _checked_names(spare, graph))
+    return _resolve(walk, barriers)
+
+
+def _visit(walk: Walk, node: Node, barriers: dict[str, str]) -> Flow | None:
+    """The flow of a call's output; None where none of its axes may be cut."""
+    handler = handler_of(node.op)
+    try:
+        if getattr(node.op, "quantization_mode", None) or getattr(node.op, "lora_enabled", False):
+            raise Barrier("holds its weights quantised or with LoRA")
+        if handler is None:
+            raise Barrier(barrier_reason(node.op))
+        flow = handler(Call(walk, node))
+    except Barrier as barrier:
+        reason = str(barrier)
+        incoming = [walk.flows[tensor] for tensor in node.inputs if tensor in walk.flows]
+        for read in incoming:
+            walk.freeze(read.ids, f"flows into {node.name!r} ({node.kind}), which {reason}")
+        if incoming or getattr(node.op, "weights", None):
+            barriers.setdefault(node.name, f"{node.kind} {reason}")
+        walk.barred.setdefault(node.name, f"{node.kind} {reason}")
+        return None
+    activation = getattr(node.op, "activation", None)
+    if flow is not None and not is_elementwise(activation):
+        name = getattr(activation, "__name__", type(activation).__name__)
+        walk.freeze(flow.ids, f"has the activation {name} in {node.name!r}, which may mix channels")
+    return flow
+
+
+def _checked_names(spare: Iterable[str], graph: Graph) -> list[str]:
+    names = [spare] if isinstance(spare, str) else list(spare)
+    for name in names:
+        if name not in graph.ops:
+            close = difflib.get_close_matches(str(name), graph.ops, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise TfcompError(
+                f"`spare` must hold names of layers of {graph.name!r}. Received: {name!r}.{hint}"
+            )
+    return names
+
+
+def _freeze_edges(walk: Walk, spare: list[str]) -> None:
+    """Freezes what leaves the model, what is spared, and all of a layer that met a barrier."""
+    for tensor in walk.graph.output_tensors:
+        if tensor in walk.flows:
+            walk.freeze(walk.flows[tensor].ids, _OUTPUT)
+    for node in walk.graph.nodes:
+        if node.name in spare:
+            for tensor in node.outputs:
+                if tensor in walk.flows:
+                    walk.freeze(walk.flows[tensor].ids, _SPARED)
+    for key, ids in walk.bound.items():
+        if key.layer in walk.barred:
+            walk.freeze(ids, walk.barred[key.layer])
+    for key in walk.created.values():
+        if len(walk.bound[key]) == 1:
+            walk.freeze(walk.bound[key], "has only one channel")
+
+
+def _resolve(walk: Walk, barriers: Mapping[str, str]) -> Dependencies:
+    """Numbers the units, and writes everything in terms of them."""
+    roots = walk.roots()
+    reasons: dict[int, str] = {}
+    # What the caller can see or has asked for tells more than what lies in between.
+    for ids, reason in sorted(walk.frozen, key=lambda item: item[1] not in (_OUTPUT, _SPARED)):
+        for root in np.unique(roots[ids]).tolist():
+            reasons.setdefault(root, reason)
+    units = np.full(len(roots), FIXED, dtype=np.int64)
+    free = [root for root in np.unique(roots).tolist() if root not in reasons]
+    units[free] = np.arange(len(free))
+    units = units[roots]
+    producers = {
+        name: Producer(name, walk.graph.ops[name], units[walk.bound[key]], key)
+        for name, key in walk.created.items()
+    }
+    bound = {key: units[ids] for key, ids in walk.bound.items()}
+    skipped = dict(barriers)
+    for name, key in walk.created.items():
+        why = _why_fixed(roots[walk.bound[key]], reasons)
+        if why:
+            skipped.setdefault(name, why)
+    order = [node.name for node in walk.graph.nodes]
+    return Dependencies(
+        graph=walk.graph,
+        producers=producers,
+        groups=_groups(producers, len(free)),
+        axes={key: value for key, value in bound.items() if isinstance(key, AxisKey)},
+        sizes={key: value for key, value in bound.items() if isinstance(key, SizeKey)},
+        skipped={name: skipped[name] for name in sorted(skipped, key=order.index)},
+    )
+
+
+def _why_fixed(roots: Ids, reasons: Mapping[int, str]) -> str | None:
+    found = [reasons[root] for root in roots.tolist() if root in reasons]
+    if not found:
+        return None
+    if len(found) == len(roots):
+        return _OUTPUT if _OUTPUT in found else found[0]
+    return f"{len(found)} of its {len(roots)} channels: {found[0]}"
+
+
+def _groups(producers: Mapping[str, Producer], n_units: int) -> tuple[Group, ...]:
+    """Connected components of layers and units: two layers that share a unit are in one group."""
+    parents = list(range(n_units))
+
+    def root(unit: int) -> int:
+        while parents[unit] != unit:
+            parents[unit] = parents[parents[unit]]
+            unit = parents[unit]
+        return unit
+
+    own = {name: np.unique(producer.units) for name, producer in producers.items()}
+    own = {name: units[units != FIXED] for name, units in own.items()}
+    for units in own.values():
+        for unit in units[1:].tolist():
+            low, high = sorted((root(int(units[0])), root(unit)))
+            parents[high] = low
+    members: dict[int, list[int]] = {}
+    for unit in range(n_units):
+        members.setdefault(root(unit), []).append(unit)
+    layers: dict[int, list[str]] = {first: [] for first in members}
+    for name, units in own.items():
+        if len(units):
+            layers[root(int(units[0]))].append(name)
+    return tuple(
+        Group(tuple(layers[first]), np.array(members[first], dtype=np.int64)) for first in members
+    )
+
+
+def removal_mask(found: Dependencies, units: Iterable[int]) -> npt.NDArray[np.bool_]:
+    """Which units go, as an array indexed by unit; the entry behind the last is for `FIXED`.
+
+    Args:
+        found: The dependencies of a model.
+        units: Numbers of the units to be removed.
+
+    Returns:
+        A boolean array of shape [n_units + 1] whose last entry, index -1, is False.
+
+    Raises:
+        TfcompError: If a number is not that of a unit.
+    """
+    chosen = np.fromiter(units, dtype=np.int64)
+    if chosen.size and (chosen.min() < 0 or chosen.max() >= found.n_units):
+        raise TfcompError(
+            f"Units must be numbers from 0 to {found.n_units - 1}. Received: {chosen.tolist()}."
+        )
+    mask = np.zeros(found.n_units + 1, dtype=np.bool_)
+    mask[chosen] = True
+    return mask
+
+
+def removed_channels(found: Dependencies, units: Iterable[int]) -> dict[str, list[int]]:
+    """The output channels of each producer that go with `units`; layers losing none are left out.
+
+    Args:
+        found: The dependencies of a model.
+        units: Numbers of the units to be removed.
+
+    Returns:
+        Indices of output channels, ascending, by layer.
+    """
+    gone = removal_mask(found, units)
+    indices = {name: np.flatnonzero(gone[p.units]).tolist() for name, p in found.producers.items()}
+    return {name: channels for name, channels in indices.items() if channels}
+
+
+def changed_weights(found: Dependencies) -> dict[str, dict[str, list[AxisKey]]]:
+    """The weight axes that channels are bound to, by layer and weight."""
+    result: dict[str, dict[str, list[AxisKey]]] = {}
+    for key in found.axes:
+        result.setdefault(key.layer, {}).setdefault(key.weight, []).append(key)
+    return result
+
+
+def changed_entries(found: Dependencies, gone: npt.NDArray[np.bool_]) -> dict[str, dict[str, Any]]:
+    """The configuration entries that are other once units are `gone`, by layer."""
+    result: dict[str, dict[str, Any]] = {}
+    for key, units in found.sizes.items():
+        count = int((~gone[units]).sum())
+        if count == len(units):
+            continue
+        entries = result.setdefault(key.layer, {})
+        if key.index is None:
+            entries[key.entry] = count
+            continue
+        config = found.graph.ops[key.layer].get_config()
+        numbers = list(entries.get(key.entry, config[key.entry]))
+        numbers[key.index] = count
+        entries[key.entry] = tuple(numbers)
+    return result

@@ -1,0 +1,361 @@
+"""What each family of layers does to channels: one small function per family.
+
+A handler tells the `Call` which weight axes read or create which channels, and returns the flow
+of the output. It raises `Barrier` where the call does not keep channels apart. A layer of no
+family here is a barrier, so that a missing handler costs compression, never correctness.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from tfcomp.graph.channels import Barrier, Call, Flow, Ids, handles, unite_all
+
+# Where a kernel has its input and its output channels.
+_KERNEL_AXES = {
+    layers.Conv1D: (-2, -1),
+    layers.Conv2D: (-2, -1),
+    layers.Conv3D: (-2, -1),
+    layers.Conv1DTranspose: (-1, -2),
+    layers.Conv2DTranspose: (-1, -2),
+    layers.Conv3DTranspose: (-1, -2),
+}
+
+_ELEMENTWISE_FUNCTIONS = (
+    "linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "swish", "mish",
+    "tanh", "sigmoid", "exponential", "softplus", "softsign", "hard_sigmoid", "hard_silu",
+    "hard_swish", "hard_tanh", "log_sigmoid", "squareplus", "hard_shrink", "soft_shrink",
+    "tanh_shrink", "threshold", "sparse_plus", "sparse_sigmoid",
+)  # fmt: skip
+_ELEMENTWISE_ACTIVATIONS = [
+    getattr(module, name)
+    for module in (keras.activations, keras.ops)
+    for name in _ELEMENTWISE_FUNCTIONS
+    if hasattr(module, name)
+]
+_ELEMENTWISE_LAYERS = (layers.ReLU, layers.LeakyReLU, layers.ELU)
+
+_ELEMENTWISE_OPS = (
+    "Absolute", "Cast", "Celu", "Clip", "Elu", "Erf", "Exp", "Expm1", "Gelu", "HardShrink",
+    "HardSigmoid", "HardSilu", "HardTanh", "LeakyRelu", "Log", "Log1p", "LogSigmoid", "Mish",
+    "Negative", "Reciprocal", "Relu", "Relu6", "Round", "Rsqrt", "Selu", "Sigmoid", "Sign", "Silu",
+    "SoftShrink", "Softplus", "Softsign", "SparsePlus", "SparseSigmoid", "Sqrt", "Square",
+    "Squareplus", "Tanh", "TanhShrink", "Threshold", "StopGradient", "Add", "Subtract", "Multiply",
+    "Divide", "TrueDivide", "Maximum", "Minimum", "Power",
+)  # fmt: skip
+
+
+def is_elementwise(activation: Any) -> bool:
+    """Whether an activation is known to treat each value by itself."""
+    return (
+        activation is None
+        or any(activation is function for function in _ELEMENTWISE_ACTIVATIONS)
+        or type(activation) in _ELEMENTWISE_LAYERS
+    )
+
+
+# --- Layers that make channels ---------------------------------------------------------------
+
+
+@handles(*_KERNEL_AXES)
+def _convolution(call: Call) -> Flow | None:
+    if getattr(call.op, "groups", 1) != 1:
+        raise Barrier(f"is a grouped convolution (groups={call.op.groups})")
+    inputs, outputs = _KERNEL_AXES[type(call.op)]
+    call.reads("kernel", inputs, _ids(call.flow_on(call.data_axis)))
+    return call.creates("filters", "kernel", outputs, call.data_axis)
+
+
+@handles(layers.SeparableConv1D, layers.SeparableConv2D)
+def _separable(call: Call) -> Flow | None:
+    read = call.reads("depthwise_kernel", -2, _ids(call.flow_on(call.data_axis)))
+    call.reads("pointwise_kernel", -2, np.repeat(read, call.op.depth_multiplier))
+    return call.creates("filters", "pointwise_kernel", -1, call.data_axis)
+
+
+@handles(layers.Dense)
+def _dense(call: Call) -> Flow | None:
+    call.reads("kernel", 0, _ids(call.flow_on(-1)))
+    return call.creates("units", "kernel", 1, call.rank - 1)
+
+
+# --- Layers with weights, one channel by itself ----------------------------------------------
+
+
+@handles(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+def _depthwise(call: Call) -> Flow | None:
+    read = call.reads("kernel", -2, _ids(call.flow_on(call.data_axis)))
+    # Output channel c·m + j comes from input channel c.
+    made = np.repeat(read, call.op.depth_multiplier)
+    if call.op.bias is not None:
+        call.reads("bias", 0, made)
+    return Flow(call.data_axis, made)
+
+
+@handles(layers.BatchNormalization)
+def _batch_normalization(call: Call) -> Flow | None:
+    flow = call.flow_on(call.op.axis)
+    for weight in ("gamma", "beta", "moving_mean", "moving_variance"):
+        if getattr(call.op, weight) is not None:
+            call.reads(weight, 0, _ids(flow))
+    return flow
+
+
+@handles(layers.PReLU)
+def _prelu(call: Call) -> Flow | None:
+    flow, shape = call.flow, call.op.alpha.shape
+    axes = [flow.axis - 1] if flow else range(len(shape))
+    for axis in axes:
+        if shape[axis] != 1:
+            call.reads("alpha", axis, _ids(flow))
+    return flow
+
+
+# --- Elementwise: alone, or several tensors with broadcasting --------------------------------
+
+
+@handles(
+    *_ELEMENTWISE_LAYERS, *_ELEMENTWISE_OPS,
+    layers.Activation, layers.ActivityRegularization, layers.Identity, "Identity",
+    layers.GaussianDropout, layers.GaussianNoise,
+    layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D,
+    layers.Add, layers.Average, layers.Maximum, layers.Minimum, layers.Multiply, layers.Subtract,
+)  # fmt: skip
+def _elementwise(call: Call) -> Flow | None:
+    flows = call.flows
+    operands = list(zip(call.node.inputs, flows, strict=True))
+    # Shapes are aligned at their ends, by the operators and by the merging layers alike.
+    ends = {flow.axis - len(tensor.shape) for tensor, flow in operands if flow}
+    if not ends:
+        return None
+    if len(ends) > 1:
+        raise Barrier("merges tensors whose channels are on different axes")
+    end = ends.pop()
+    shape = call.node.outputs[0].shape
+    _check_constants(call, end)
+    united: list[Ids] = []
+    for tensor, flow in operands:
+        if -end > len(tensor.shape):
+            continue
+        if -end == len(tensor.shape):
+            raise Barrier("aligns the channels of one tensor with the batch of another")
+        if tensor.shape[end] == 1 and shape[end] != 1:
+            if flow:
+                call.walk.freeze(flow.ids, f"is broadcast in {call.node.name!r}")
+            continue
+        united.append(flow.ids if flow else call.frozen(tensor.shape[end]))
+    return Flow(len(shape) + end, unite_all(call.walk, united)) if united else None
+
+
+def _check_constants(call: Call, end: int) -> None:
+    shapes = list(call.constants())
+    if not isinstance(call.op, layers.Layer):
+        shapes += [np.shape(value) for value in call.op.get_config().values() if value is not None]
+    if any(len(shape) >= -end and shape[end] != 1 for shape in shapes):
+        raise Barrier("combines them with a constant that has a value for each")
+
+
+@handles(layers.Dropout, layers.AlphaDropout)
+def _dropout(call: Call) -> Flow | None:
+    shape = call.op.noise_shape
+    if call.flow and shape is not None and shape[call.flow.axis] not in (None, 1):
+        raise Barrier("has a noise_shape that counts them")
+    return _elementwise(call)
+
+
+@handles(layers.Rescaling)
+def _rescaling(call: Call) -> Flow | None:
+    if np.ndim(call.op.scale) or np.ndim(call.op.offset):
+        raise Barrier("rescales each by a constant of its own")
+    return _elementwise(call)
+
+
+@handles(layers.Softmax)
+def _softmax(call: Call) -> Flow | None:
+    axes = np.atleast_1d(call.op.axis) % call.rank
+    if call.flow and call.flow.axis in axes:
+        raise Barrier("normalises over them")
+    return _elementwise(call)
+
+
+# --- Space: pooling, padding, resizing -------------------------------------------------------
+
+
+@handles(
+    layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D,
+    layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D,
+    layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D,
+    layers.Cropping1D, layers.Cropping2D, layers.Cropping3D, layers.CenterCrop,
+    layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D, layers.Resizing,
+)  # fmt: skip
+def _spatial(call: Call) -> Flow | None:
+    return call.flow_on(call.data_axis)
+
+
+@handles(
+    layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D,
+    layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D,
+)  # fmt: skip
+def _global_pooling(call: Call) -> Flow | None:
+    flow = call.flow_on(call.data_axis)
+    return flow if flow is None or call.op.keepdims else Flow(1, flow.ids)
+
+
+@handles("Mean", "Max", "Min", "Sum")
+def _reduction(call: Call) -> Flow | None:
+    flow, config = call.flow, call.op.get_config()
+    if flow is None:
+        return None
+    axes = range(call.rank) if config["axis"] is None else np.atleast_1d(config["axis"])
+    reduced = {int(axis) % call.rank for axis in axes}
+    if flow.axis in reduced:
+        raise Barrier("reduces over them")
+    if config["keepdims"]:
+        return flow
+    return Flow(flow.axis - sum(axis < flow.axis for axis in reduced), flow.ids)
+
+
+# --- Arrangement: concatenation, reshaping, transposing --------------------------------------
+
+
+@handles(layers.Concatenate, "Concatenate")
+def _concatenate(call: Call) -> Flow | None:
+    flows, inputs = call.flows, call.node.inputs
+    tracked = {flow.axis for flow in flows if flow}
+    if not tracked:
+        return None
+    if len(tracked) > 1:
+        raise Barrier("joins tensors whose channels are on different axes")
+    axis = tracked.pop()
+    parts = [
+        flow.ids if flow else call.frozen(tensor.shape[axis])
+        for tensor, flow in zip(inputs, flows, strict=True)
+    ]
+    if call.op.get_config()["axis"] % len(inputs[0].shape) == axis:
+        return Flow(axis, np.concatenate(parts))
+    return Flow(axis, unite_all(call.walk, parts))
+
+
+@handles(layers.Flatten)
+def _flatten(call: Call) -> Flow | None:
+    flow, shape = call.flow, call.tensor.shape
+    if flow is None or len(shape) == 2:
+        return flow
+    ids = _everywhere(flow, shape)
+    if call.data_axis == 1:
+        ids = np.moveaxis(ids, 0, -1)
+    return Flow(1, ids.ravel())
+
+
+@handles(layers.Reshape)
+def _reshape(call: Call) -> Flow | None:
+    return _reshaped(call, "target_shape", call.op.target_shape, 1)
+
+
+@handles("Reshape")
+def _reshape_operation(call: Call) -> Flow | None:
+    shape = call.op.get_config()["newshape"]
+    if call.flow and (shape[0] != -1 or call.tensor.shape[0] is not None):
+        raise Barrier("may mix the batch into them")
+    return _reshaped(call, "newshape", shape, 0)
+
+
+def _reshaped(call: Call, entry: str, target: tuple[int, ...], first_axis: int) -> Flow | None:
+    flow = call.flow
+    made = flow and _reshaped_flow(call, flow)
+    if made is None:
+        for index, size in enumerate(target):
+            if size > 0:
+                call.counts(entry, call.frozen(size), index)
+        return None
+    index = made.axis - first_axis
+    if target[index] != -1:
+        call.counts(entry, made.ids, index)
+    return made
+
+
+def _reshaped_flow(call: Call, flow: Flow) -> Flow:
+    old, new = call.tensor.shape, call.node.outputs[0].shape
+    kept = _same_place(flow, old, new)
+    if kept is not None:
+        return Flow(kept, flow.ids)
+    if None in new[1:]:
+        raise Barrier("reshapes them with a size that is unknown")
+    ids = _everywhere(flow, old).reshape([size or 0 for size in new[1:]])
+    for axis in reversed(range(ids.ndim)):
+        rows = np.moveaxis(ids, axis, -1).reshape(-1, ids.shape[axis])
+        if (rows == rows[:1]).all():
+            return Flow(axis + 1, rows[0])
+    # Channels are laid out over several axes, as by Dense → Reshape((7, 7, 64)): what becomes
+    # one channel has to go together.
+    return Flow(ids.ndim, unite_all(call.walk, ids.reshape(-1, ids.shape[-1])))
+
+
+def _same_place(flow: Flow, old: tuple[Any, ...], new: tuple[Any, ...]) -> int | None:
+    """The axis of `new` that is still the channels, with as many values behind it as before."""
+    behind = old[flow.axis + 1 :]
+    for axis in range(1, len(new)):
+        after = new[axis + 1 :]
+        if new[axis] == len(flow.ids) and None not in (*behind, *after):  # noqa: SIM102
+            if math.prod(after) == math.prod(behind):
+                return axis
+    return None
+
+
+@handles(layers.Permute)
+def _permute(call: Call) -> Flow | None:
+    return _transposed(call, (0, *call.op.dims))
+
+
+@handles("Transpose")
+def _transpose(call: Call) -> Flow | None:
+    axes = call.op.get_config()["axes"] or tuple(reversed(range(call.rank)))
+    return _transposed(call, tuple(axis % call.rank for axis in axes))
+
+
+def _transposed(call: Call, axes: tuple[int, ...]) -> Flow | None:
+    if call.flow is None:
+        return None
+    axis = axes.index(call.flow.axis)
+    if axis == 0:
+        raise Barrier("makes them the batch")
+    return Flow(axis, call.flow.ids)
+
+
+def _everywhere(flow: Flow, shape: tuple[int | None, ...]) -> Ids:
+    """The id at every position of one sample, an array of shape `shape[1:]`."""
+    if None in shape[1:]:
+        raise Barrier("rearranges them with a size that is unknown")
+    line = [1] * (len(shape) - 1)
+    line[flow.axis - 1] = len(flow.ids)
+    sizes = tuple(size for size in shape[1:] if size is not None)
+    return np.broadcast_to(flow.ids.reshape(line), sizes)
+
+
+def _ids(flow: Flow | None) -> Ids | None:
+    return None if flow is None else flow.ids
+
+
+# --- What is known not to keep channels apart, said better than "unknown" ---------------------
+
+_KNOWN_BARRIERS: dict[str, str] = {
+    "LayerNormalization": "normalises over them",
+    "RMSNormalization": "normalises over them",
+    "UnitNormalization": "normalises over them",
+    "GroupNormalization": "normalises them in groups",
+    "Lambda": "is a function that cannot be looked into",
+    "GetItem": "picks some of them by index",
+    "Softmax": "normalises over them",
+    "LogSoftmax": "normalises over them",
+    "Normalization": "scales each by a constant of its own",
+}
+
+
+def barrier_reason(op: Any) -> str:
+    """Why channels that flow into an operation without a handler are left alone."""
+    return _KNOWN_BARRIERS.get(type(op).__name__, "is not known to keep them apart")

@@ -1,0 +1,100 @@
+"""Physical removal of channels: a smaller model with the weights that are left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from tfcomp.errors import UnsupportedModelError
+from tfcomp.graph.dependency import Dependencies, changed_entries, changed_weights, removal_mask
+from tfcomp.graph.rebuild import clone_op, rebuild
+
+Array = npt.NDArray[Any]
+
+
+def remove_units(found: Dependencies, units: Iterable[int]) -> keras.Model:
+    """A smaller model without the given units, its weights taken over.
+
+    The result computes what the model computes when, for every removed channel, the weights of
+    all consumers that read it are zero. It is an ordinary Keras model.
+
+    Args:
+        found: The dependencies of the model; that model is not changed.
+        units: Numbers of the units to be removed. Each layer has to keep a channel.
+
+    Returns:
+        The smaller model, uncompiled, with nested models opened up.
+
+    Raises:
+        TfcompError: If a number is not that of a unit.
+        UnsupportedModelError: If a layer would be left without a channel, or cannot be copied.
+
+    Example:
+        >>> import keras
+        >>> from tfcomp.graph import dependencies
+        >>> layers = [keras.layers.Dense(8, name="a"), keras.layers.Dense(2, name="b")]
+        >>> model = keras.Sequential([keras.Input((4,)), *layers])
+        >>> small = remove_units(dependencies(model), [0, 1, 5])
+        >>> [weight.shape for weight in small.get_weights()]
+        [(4, 5), (5,), (5, 2), (2,)]
+    """
+    gone = removal_mask(found, units)
+    for name, producer in found.producers.items():
+        if gone[producer.units].all():
+            raise UnsupportedModelError(
+                f"Layer {name!r} must keep at least one of its {len(producer.units)} channels. "
+                "Received: units that take all of them."
+            )
+    entries = changed_entries(found, gone)
+    made: dict[str, Any] = {}
+
+    def clone(name: str, op: Any) -> Any:
+        made[name] = clone_op(op, name, entries.get(name))
+        return made[name]
+
+    small = rebuild(found.graph, clone)
+    weights = changed_weights(found)
+    for name, op in found.graph.ops.items():
+        if isinstance(op, keras.layers.Layer):
+            by_index = {
+                _index(op, weight): {key.axis: ~gone[found.axes[key]] for key in keys}
+                for weight, keys in weights.get(name, {}).items()
+            }
+            _take_over(name, op, made[name], by_index)
+    return small
+
+
+def sliced(value: Array, keep: dict[int, npt.NDArray[np.bool_]]) -> Array:
+    """`value` with only those entries of each axis that `keep` marks."""
+    for axis, marked in keep.items():
+        value = np.compress(marked, value, axis)
+    return value
+
+
+def _index(layer: keras.layers.Layer, weight: str) -> int:
+    """The position of a weight, known as an attribute, in the layer's list of weights."""
+    variable = getattr(layer, weight)
+    return next(i for i, other in enumerate(layer.weights) if other is variable)
+
+
+def _take_over(
+    name: str,
+    old: keras.layers.Layer,
+    new: keras.layers.Layer,
+    keep: dict[int, dict[int, npt.NDArray[np.bool_]]],
+) -> None:
+    """Sets the weights of `new` to those of `old` that are kept."""
+    if not any(not marked.all() for axes in keep.values() for marked in axes.values()):
+        return
+    values = [sliced(value, keep.get(i, {})) for i, value in enumerate(old.get_weights())]
+    expected, received = [v.shape for v in values], [tuple(w.shape) for w in new.weights]
+    if expected != received:
+        raise UnsupportedModelError(
+            f"Layer {name!r} ({type(old).__name__}) does not shrink as it should: expected weights "
+            f"of shapes {expected}, received {received}. Spare it by its name."
+        )
+    new.set_weights(values)
