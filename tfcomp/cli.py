@@ -192,7 +192,7 @@ def _define_convert(values: Values) -> None:
         "target", "tflite", ["tflite", "edgetpu"], "what will run the file", flag_values=values
     )
     flags.DEFINE_string(
-        "calibration", None, ".npz whose x_train sets the ranges of a float model; int8, int16x8",
+        "calibration", None, ".npy or .npz of inputs that set a float model's ranges (int8, int16x8)",
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_enum(
@@ -208,15 +208,16 @@ def _define_convert(values: Values) -> None:
 def _convert(values: Values, positional: list[str]) -> None:
     model_path = _one_argument(positional, "model, a .keras file")
     from tfcomp import conversion, datasets, profiling
+    from tfcomp.recipes.run import CALIBRATION_EXAMPLES
 
     model = profiling.load_keras(model_path)
-    data = datasets.load(values.calibration) if values.calibration else None
+    inputs = datasets.load_inputs(values.calibration) if values.calibration else None
     artifact = conversion.convert(
         model,
         values.out or str(pathlib.Path(model_path).with_suffix(".tflite")),
         dtype=values.dtype,
         target=values.target,
-        calibration=None if data is None else data.x_train[:500],
+        calibration=None if inputs is None else inputs[:CALIBRATION_EXAMPLES],
         io_dtype=values.io_dtype,
         allow_float_ops=values.allow_float_ops,
     )
