@@ -1,0 +1,6 @@
+"""Distillation losses: a paper is a class."""
+
+from tfcomp.distillation.losses.per_sample import PerSampleLoss
+from tfcomp.distillation.losses.response import KnowledgeDistillation
+
+__all__ = ["KnowledgeDistillation", "PerSampleLoss"]

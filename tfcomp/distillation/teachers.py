@@ -1,0 +1,333 @@
+"""Teachers that were asked beforehand."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfcomp.errors import TfcompError
+from tfcomp.files import replacing
+from tfcomp.graph import is_graph_model
+
+# Samples that the teacher sees at once where the dataset is not batched.
+_BATCH = 128
+# A cache file: records, then a JSON description, its length, and this.
+_MAGIC = b"TFCTEACH"
+_DIGEST_BYTES = 16
+
+
+class CachedInputs(NamedTuple):
+    """A model's inputs together with the teacher's outputs for them.
+
+    It stands in a dataset where the inputs stood; a `Distiller` takes it apart. To augment:
+    `cached.map(lambda x, y: (x._replace(inputs=flip(x.inputs)), y))`.
+    """
+
+    inputs: Any
+    teacher_outputs: Any
+
+
+def cache_teacher(
+    dataset: tf.data.Dataset, teacher: keras.Model, path: str | os.PathLike[str] | None = None
+) -> tf.data.Dataset:
+    """Asks the teacher once for every sample; training then goes without it.
+
+    The new dataset has the elements of `dataset` in the same batches, with
+    `CachedInputs(x, teacher(x))` in the place of x. Give it to `fit` of a `Distiller`, also
+    of one with `teacher=None`. It may be shuffled, repeated and augmented; what is augmented
+    keeps the teacher's outputs for the plain sample. Layers are not cached, outputs are.
+
+    Samples and outputs are kept in memory, or in a file that is mapped into memory. With a
+    file, a second call reads the dataset but does not run the teacher, provided that every
+    sample is in the file, whatever the order, and that the teacher is the same: its weights,
+    its configuration and the code of its own classes. Otherwise the teacher is asked again and
+    the file replaced, whole or not at all.
+
+    Args:
+        dataset: Finite, of x, (x, y) or (x, y, sample_weight), batched or not; numbers of one
+            shape per component. Random augmentation in it is frozen, and misses the file.
+        teacher: A built model; run with `training=False`.
+        path: The file. None keeps everything in memory.
+
+    Returns:
+        A dataset of (CachedInputs, …), batches of the size of the first, the last may be less.
+
+    Raises:
+        TfcompError: If the dataset is infinite, empty or of another kind, or the file cannot
+            be written.
+
+    Example:
+        >>> import keras, numpy as np, tensorflow as tf
+        >>> teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> data = tf.data.Dataset.from_tensor_slices((np.ones((5, 4)), np.arange(5))).batch(2)
+        >>> for inputs, labels in cache_teacher(data, teacher):
+        ...     print(inputs.inputs.shape, inputs.teacher_outputs.shape, labels.numpy())
+        (2, 4) (2, 3) [0 1]
+        (2, 4) (2, 3) [2 3]
+        (1, 4) (1, 3) [4]
+    """
+    source = _Source.of(dataset, teacher)
+    if path is None:
+        records = np.concatenate(list(source.records()))
+        return _serve(source, records, np.arange(len(records)))
+    target = pathlib.Path(path)
+    if target.is_dir():
+        raise TfcompError(f"`path` must be a file. Received: {target}, a folder. Add a file name.")
+    key = {"teacher": _fingerprint(teacher), "record": repr(source.record)}
+    stored = _read(target, key, source.record)
+    order = None if stored is None else _find(source.digests(), stored["digest"])
+    if stored is None or order is None:
+        _write(target, key, source.records())
+        stored = _read(target, key, source.record)
+        if stored is None:
+            raise TfcompError(f"{target} changed while it was written. Use one path per process.")
+        order = np.arange(len(stored))
+    return _serve(source, stored, order)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """A dataset as batches of records, one per sample: digest, data and teacher's outputs."""
+
+    batches: tf.data.Dataset
+    batched: bool
+    inputs_alone: bool
+    specs: tuple[tf.TensorSpec, ...]
+    output_specs: tuple[tf.TensorSpec, ...]
+    outputs: Any
+    record: np.dtype[Any]
+    ask: Callable[..., Any]
+
+    @classmethod
+    def of(cls, dataset: Any, teacher: keras.Model) -> _Source:
+        batches, batched = _as_batches(dataset, teacher)
+        element = batches.element_spec
+        inputs_alone = not isinstance(element, tuple)
+        specs = tuple(tf.nest.flatten(element))
+        ask = tf.function(lambda x: teacher(x, training=False), reduce_retracing=True)
+        inputs = element if inputs_alone else element[0]
+        outputs = ask.get_concrete_function(inputs).structured_outputs
+        output_specs = tuple(tf.nest.flatten(outputs))
+        record = np.dtype(
+            [
+                ("digest", np.uint64, (_DIGEST_BYTES // 8,)),
+                ("data", _fields(specs, "the dataset")),
+                ("outputs", _fields(output_specs, "the teacher")),
+            ]
+        )
+        return cls(batches, batched, inputs_alone, specs, output_specs, outputs, record, ask)
+
+    def records(self) -> Iterator[np.ndarray[Any, Any]]:
+        """Batches of records, the teacher asked for each."""
+        empty = True
+        for element in self.batches:
+            filled = self._data(element)
+            inputs = element if self.inputs_alone else element[0]
+            _fill(filled["outputs"], tf.nest.flatten(self.ask(inputs)))
+            empty = False
+            yield filled
+        if empty:
+            raise TfcompError("The dataset is empty: expected samples, received none.")
+
+    def digests(self) -> Iterator[np.ndarray[Any, Any]]:
+        """The digests alone, in the order of the dataset; the teacher is not asked."""
+        for element in self.batches:
+            yield self._data(element)["digest"]
+
+    def _data(self, element: Any) -> np.ndarray[Any, Any]:
+        leaves = tf.nest.flatten(element)
+        filled = np.zeros(leaves[0].shape[0], self.record)
+        _fill(filled["data"], leaves)
+        data = filled["data"].tobytes()
+        size = self.record["data"].itemsize
+        for row in range(len(filled)):
+            sample = memoryview(data)[row * size : (row + 1) * size]
+            digest = hashlib.blake2b(sample, digest_size=_DIGEST_BYTES).digest()
+            filled["digest"][row] = np.frombuffer(digest, np.uint64)
+        return filled
+
+
+def _as_batches(dataset: Any, teacher: keras.Model) -> tuple[tf.data.Dataset, bool]:
+    if not isinstance(dataset, tf.data.Dataset):
+        raise TfcompError(
+            f"Expected a tf.data.Dataset. Received: {type(dataset).__name__}. Wrap arrays with "
+            "tf.data.Dataset.from_tensor_slices((x, y)).batch(128)."
+        )
+    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise TfcompError(
+            "Expected a finite dataset, received one that repeats. Repeat the result."
+        )
+    element = dataset.element_spec
+    leaves = tf.nest.flatten(element)
+    if not all(isinstance(leaf, tf.TensorSpec) for leaf in leaves):
+        raise TfcompError(f"Expected a dataset of dense tensors. Received: {element}.")
+    if isinstance(element, tuple) and isinstance(element[0], CachedInputs):
+        raise TfcompError("Expected plain inputs, received those of cache_teacher. Cache once.")
+    if not isinstance(teacher, keras.Model) or not teacher.built:
+        raise TfcompError(f"Expected a built keras.Model as teacher. Received: {teacher!r}.")
+    if not is_graph_model(teacher):
+        return dataset, True
+    inputs = element[0] if isinstance(element, tuple) else element
+    rank, expected = tf.nest.flatten(inputs)[0].shape.rank, len(teacher.inputs[0].shape)
+    if rank not in (expected, expected - 1):
+        raise TfcompError(
+            f"The dataset does not fit the teacher: expected inputs of {expected} axes with the "
+            f"batch, received {rank}. Compare dataset.element_spec with teacher.inputs."
+        )
+    return (dataset, True) if rank == expected else (dataset.batch(_BATCH), False)
+
+
+def _fields(specs: tuple[Any, ...], owner: str) -> np.dtype[Any]:
+    """The record of one sample; axis 0 of the specs is the batch."""
+    fields = []
+    for index, spec in enumerate(specs):
+        shape, kind = spec.shape, spec.dtype.as_numpy_dtype
+        known = shape.rank is not None and shape.rank > 0 and shape[1:].is_fully_defined()
+        if not known or np.dtype(kind).kind not in "biuf":
+            raise TfcompError(
+                f"Cannot cache a component of {owner}: expected numbers of one known shape, "
+                f"received {spec.dtype.name} of shape {shape}. Map it to such before caching."
+            )
+        fields.append((f"f{index}", kind, tuple(shape[1:])))
+    return np.dtype(fields)
+
+
+def _fill(target: np.ndarray[Any, Any], leaves: list[Any]) -> None:
+    for index, leaf in enumerate(leaves):
+        if leaf.shape[0] != len(target):
+            raise TfcompError(
+                f"Components of one batch must have one entry per sample: expected {len(target)}, "
+                f"received {leaf.shape[0]}."
+            )
+        target[f"f{index}"] = leaf.numpy()
+
+
+def _serve(
+    source: _Source, records: np.ndarray[Any, Any], order: np.ndarray[Any, Any]
+) -> tf.data.Dataset:
+    """The records in the given order, in batches like the source's."""
+    specs = (*source.specs, *source.output_specs)
+    size = _first_batch(source) if source.batched else _BATCH
+    in_order = bool(np.array_equal(order, np.arange(len(order))))
+
+    def read(start: Any) -> list[np.ndarray[Any, Any]]:
+        # Slices of consecutive records spare a copy.
+        rows = slice(start, start + size) if in_order else order[start : start + size]
+        batch = records[rows]
+        return [
+            np.ascontiguousarray(batch[part][name])
+            for part in ("data", "outputs")
+            for name in batch.dtype[part].names or ()
+        ]
+
+    def load(start: Any) -> tuple[Any, ...]:
+        flat = tf.numpy_function(read, [start], [spec.dtype for spec in specs], stateful=False)
+        for tensor, spec in zip(flat, specs, strict=True):
+            tensor.set_shape([None, *spec.shape[1:]])
+        return _element(source, flat)
+
+    batches = tf.data.Dataset.range(0, len(order), size).map(load)
+    return batches if source.batched else batches.unbatch()
+
+
+def _element(source: _Source, flat: list[Any]) -> tuple[Any, ...]:
+    count = len(source.specs)
+    element = tf.nest.pack_sequence_as(source.batches.element_spec, flat[:count])
+    outputs = tf.nest.pack_sequence_as(source.outputs, flat[count:])
+    inputs, *rest = (element,) if source.inputs_alone else element
+    return (CachedInputs(inputs, outputs), *rest)
+
+
+def _first_batch(source: _Source) -> int:
+    for element in source.batches.take(1):
+        return int(tf.nest.flatten(element)[0].shape[0])
+    raise TfcompError("The dataset is empty: expected samples, received none.")
+
+
+def _find(
+    wanted: Iterator[np.ndarray[Any, Any]], stored: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any] | None:
+    """Where each wanted digest is stored; None if one is not."""
+    place = {digest.tobytes(): row for row, digest in enumerate(np.asarray(stored))}
+    order = [place.get(digest.tobytes(), -1) for batch in wanted for digest in batch]
+    if not order or -1 in order:
+        return None
+    return np.asarray(order)
+
+
+def _write(
+    target: pathlib.Path, key: dict[str, str], batches: Iterator[np.ndarray[Any, Any]]
+) -> None:
+    with replacing(target) as temporary, open(temporary, "wb") as file:
+        for batch in batches:
+            file.write(batch.tobytes())
+        description = json.dumps(key).encode()
+        file.write(description + struct.pack("<Q", len(description)) + _MAGIC)
+
+
+def _read(
+    path: pathlib.Path, key: dict[str, str], record: np.dtype[Any]
+) -> np.ndarray[Any, Any] | None:
+    """The records of the file, mapped; None if it is absent, damaged or of other things."""
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        payload = _payload_bytes(file, key)
+    if not payload or payload % record.itemsize:
+        return None
+    return np.memmap(path, dtype=record, mode="r", shape=(payload // record.itemsize,))
+
+
+def _payload_bytes(file: BinaryIO, key: dict[str, str]) -> int:
+    """Length of the records if the file is whole and described by `key`, else 0."""
+    footer = 8 + len(_MAGIC)
+    size = file.seek(0, os.SEEK_END)
+    if size < footer:
+        return 0
+    file.seek(size - footer)
+    length, magic = struct.unpack(f"<Q{len(_MAGIC)}s", file.read(footer))
+    if magic != _MAGIC or length > size - footer:
+        return 0
+    file.seek(size - footer - length)
+    return int(size - footer - length) if file.read(length) == json.dumps(key).encode() else 0
+
+
+def _fingerprint(teacher: keras.Model) -> str:
+    """Changes with the teacher's weights, its configuration and its own classes' code."""
+    digest = hashlib.sha256()
+    try:
+        config = json.dumps(teacher.get_config(), sort_keys=True, default=str)
+    except NotImplementedError:
+        config = type(teacher).__qualname__
+    digest.update(config.encode())
+    for kind in sorted(_own_classes(teacher), key=lambda kind: kind.__qualname__):
+        digest.update(kind.__qualname__.encode())
+        for name in ("call", "__call__"):
+            code = getattr(vars(kind).get(name), "__code__", None)
+            if code is not None:
+                digest.update(code.co_code + repr((code.co_names, code.co_varnames)).encode())
+                digest.update(
+                    repr([c for c in code.co_consts if not hasattr(c, "co_code")]).encode()
+                )
+    for value in teacher.get_weights():
+        digest.update(repr((value.shape, value.dtype)).encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def _own_classes(layer: keras.layers.Layer) -> set[type]:
+    """Classes that Keras does not define, of the layer and of all below it."""
+    classes = {kind for kind in type(layer).__mro__ if not kind.__module__.startswith("keras")}
+    for inner in getattr(layer, "layers", ()):
+        classes |= _own_classes(inner)
+    return classes - {object}
