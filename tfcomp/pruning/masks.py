@@ -1,0 +1,148 @@
+"""Which weights stay: masks of an exact count, and the constraint that keeps to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from tfcomp.errors import TfcompError
+
+Mask = npt.NDArray[np.bool_]
+Scores = npt.NDArray[Any]
+
+
+def pruned_count(size: int, sparsity: float) -> int:
+    """How many of `size` weights are zero at `sparsity`: ⌊sparsity·size + ½⌋, but never all.
+
+    Rounding to the nearest whole weight is proof against fractions such as 1 − 0.9, which is
+    a little less than 0.1. The last weight stays, since a layer of zeros cannot learn.
+
+    Args:
+        size: Number of weights.
+        sparsity: Fraction in [0, 1).
+
+    Returns:
+        The number of weights to remove.
+
+    Example:
+        >>> pruned_count(100, 0.29), pruned_count(3, 0.5), pruned_count(4, 0.99)
+        (29, 2, 3)
+    """
+    return min(math.floor(sparsity * size + 0.5), max(size - 1, 0))
+
+
+def keep_masks(scores: Sequence[Scores], count: int) -> list[Mask]:
+    """Masks that leave out the `count` lowest scores of all the arrays taken together.
+
+    Exact at any count: among equal scores the first are left out, in the order of the arrays
+    and then of their flat (C order) index. NaN ranks above everything. Takes O(n) time and
+    one flat copy of the scores.
+
+    Args:
+        scores: Arrays of any shape, higher for what matters more.
+        count: How many entries to leave out, from 0 to all.
+
+    Returns:
+        For each array a boolean one of its shape: True stays, False goes.
+
+    Raises:
+        TfcompError: If `count` is not between 0 and the number of scores.
+
+    Example:
+        >>> first, second = keep_masks([np.array([3.0, 1.0]), np.array([1.0, 2.0])], 1)
+        >>> first.tolist(), second.tolist()
+        ([True, False], [True, True])
+    """
+    total = sum(array.size for array in scores)
+    if not 0 <= count <= total:
+        raise TfcompError(
+            f"`count` must be between 0 and the number of scores, {total}. Received: count={count}."
+        )
+    if count == 0:
+        return [np.ones(array.shape, np.bool_) for array in scores]
+    threshold, ties = _threshold(scores, count, total)
+    masks = []
+    for array in scores:
+        ranked = _ranked(array)
+        keep = ranked > threshold
+        equal = np.flatnonzero(ranked == threshold)
+        keep.flat[equal[ties:]] = True
+        ties -= min(ties, equal.size)
+        masks.append(keep)
+    return masks
+
+
+def keep_mask(scores: Scores, count: int) -> Mask:
+    """`keep_masks` of one array: leaves out its `count` lowest scores.
+
+    Args:
+        scores: Array of any shape, higher for what matters more.
+        count: How many entries to leave out, from 0 to all.
+
+    Returns:
+        Boolean array of the same shape: True stays, False goes.
+
+    Raises:
+        TfcompError: If `count` is not between 0 and the number of scores.
+
+    Example:
+        >>> keep_mask(np.array([[0.5, -1.0], [0.5, 2.0]]), 2).tolist()
+        [[False, False], [True, True]]
+    """
+    return keep_masks([scores], count)[0]
+
+
+def _threshold(scores: Sequence[Scores], count: int, total: int) -> tuple[Any, int]:
+    """The `count`-th lowest score, and how many of those equal to it are left out."""
+    dtype = np.result_type(np.float32, *(array.dtype for array in scores))
+    flat = np.empty(total, dtype)
+    start = 0
+    for array in scores:
+        flat[start : start + array.size] = _ranked(array).reshape(-1)
+        start += array.size
+    flat.partition(count - 1)
+    threshold = flat[count - 1]
+    return threshold, count - int(np.count_nonzero(flat[:count] < threshold))
+
+
+def _ranked(array: Scores) -> Scores:
+    """At least float32, since NumPy cannot partition bfloat16, and without NaN."""
+    values = array.astype(np.result_type(np.float32, array.dtype), copy=False)
+    unknown = np.isnan(values)
+    return np.where(unknown, np.inf, values) if unknown.any() else values
+
+
+class Masked(keras.constraints.Constraint):
+    """Constraint w ← m(c(m(w))): m zeroes what the mask leaves out, c is the layer's own.
+
+    Optimizers apply a variable's constraint inside the compiled step. The inner m lets a norm
+    that c imposes be one of the weights that stay. Never part of a saved model.
+
+    Args:
+        mask: Boolean variable of the kernel's shape, True where weights stay.
+        constraint: The constraint that the kernel has already, or None.
+
+    Example:
+        >>> mask = keras.Variable([True, False, True], dtype="bool", trainable=False)
+        >>> Masked(mask, keras.constraints.NonNeg())(np.float32([1, 2, -3])).numpy().tolist()
+        [1.0, 0.0, 0.0]
+    """
+
+    def __init__(self, mask: Any, constraint: Callable[[Any], Any] | None = None) -> None:
+        self.mask = mask
+        self.constraint = constraint
+
+    def __call__(self, w: Any) -> Any:
+        if self.constraint is not None:
+            w = self.constraint(self.zeroed(w))
+        return self.zeroed(w)
+
+    def zeroed(self, w: Any) -> Any:
+        """`w` with zeros where the mask leaves out; what stays is bitwise the same."""
+        # A product would leave -0.0, which compresses badly, and NaN.
+        return keras.ops.where(self.mask, w, 0)

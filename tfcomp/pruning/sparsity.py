@@ -1,0 +1,215 @@
+"""The kernels of a model, and how many of their weights are zero."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcomp.errors import TfcompError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kernel:
+    """One kernel variable of a model.
+
+    Attributes:
+        name: The variable's path, `"model/conv/kernel"`; numbered where two are the same.
+        variable: The model's own variable.
+    """
+
+    name: str
+    variable: Any
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return int(np.prod(self.variable.shape))
+
+    def value(self) -> np.ndarray[Any, Any]:
+        """The weights as they are now."""
+        return np.asarray(keras.ops.convert_to_numpy(self.variable))
+
+    def zeros(self) -> int:
+        """How many of the weights are exactly zero now."""
+        return self.size - int(np.count_nonzero(self.value()))
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelSparsity:
+    """Zeros of one kernel: `zeros` of its `size` weights."""
+
+    name: str
+    shape: tuple[int, ...]
+    size: int
+    zeros: int
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros, in [0, 1]."""
+        return self.zeros / self.size if self.size else 0.0
+
+
+def measure(kernels: Iterable[Kernel]) -> tuple[KernelSparsity, ...]:
+    """The zeros that each kernel holds now."""
+    return tuple(
+        KernelSparsity(kernel.name, tuple(kernel.variable.shape), kernel.size, kernel.zeros())
+        for kernel in kernels
+    )
+
+
+def total_sparsity(measured: Iterable[KernelSparsity]) -> float:
+    """Zeros of all the kernels over the weights of all of them, in [0, 1]."""
+    rows = tuple(measured)
+    return sum(row.zeros for row in rows) / max(sum(row.size for row in rows), 1)
+
+
+def find_kernels(
+    model: keras.Model, *, skip: Iterable[Any] = (), depthwise: bool = False
+) -> tuple[tuple[Kernel, ...], dict[str, str]]:
+    """The kernels of a model that weight pruning treats, and why it leaves the others.
+
+    A kernel is a trainable variable of two or more axes that its layer calls `kernel` or
+    `…_kernel`: those of Dense, Conv, EinsumDense, attention and recurrent layers, wherever
+    in the model they are, shared ones once. Works on models of any kind that are built,
+    subclassed ones included.
+
+    Args:
+        model: A built model.
+        skip: Layers to spare, as objects or names; a nested model or a block spares all that
+            is in it. The path of one variable works too.
+        depthwise: Whether to take depthwise kernels as well. Default False: of their few
+            weights every one matters, and papers on MobileNets spare them (Zhu and Gupta
+            2017, arXiv:1710.01878).
+
+    Returns:
+        The kernels in the order of `model.weights`, and for each other weight the reason.
+
+    Raises:
+        TfcompError: If a layer in `skip` is not in the model.
+
+    Example:
+        >>> model = keras.Sequential(
+        ...     [keras.Input((4,)), keras.layers.Dense(2, name="a"), keras.layers.Dense(3)],
+        ...     name="m")
+        >>> kernels, skipped = find_kernels(model, skip=["a"])
+        >>> len(kernels), skipped["m/a/kernel"], skipped["m/a/bias"]
+        (1, 'spared by `skip`', 'not a kernel')
+    """
+    holders = _Holders(model)
+    trainable = {id(variable) for variable in model.trainable_variables}
+    spared = holders.spared(skip, [variable.path for variable in model.weights])
+    kernels: list[Kernel] = []
+    skipped: dict[str, str] = {}
+    for name, variable in _named(model.weights):
+        reason = None
+        if len(variable.shape) < 2 or not f"_{variable.name}".endswith("_kernel"):
+            reason = "not a kernel"
+        elif id(variable) not in trainable:
+            reason = "frozen: not among the model's trainable variables"
+        elif id(variable) in spared or variable.path in spared:
+            reason = "spared by `skip`"
+        elif not depthwise and holders.is_depthwise(variable):
+            reason = "depthwise: few weights, each of them needed; `depthwise=True` takes them"
+        if reason is None:
+            kernels.append(Kernel(name, variable))
+        else:
+            skipped[name] = reason
+    return tuple(kernels), skipped
+
+
+class _Holders:
+    """Which layers hold a variable, and which layers hold those.
+
+    Keras lists a layer's sublayers publicly for models only, so the attributes of layers are
+    followed, as are the lists and dicts in them.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self._layers: dict[int, Any] = {}
+        self._variables: dict[int, dict[int, Any]] = {}
+        self._sublayers: dict[int, set[int]] = {}
+        waiting: list[Any] = [model]
+        while waiting:
+            layer = waiting.pop()
+            if id(layer) in self._layers:
+                continue
+            self._layers[id(layer)] = layer
+            held = list(_held(list(vars(layer).values())))
+            sublayers = [item for item in held if isinstance(item, keras.layers.Layer)]
+            self._variables[id(layer)] = {
+                id(item): item for item in held if isinstance(item, keras.Variable)
+            }
+            self._sublayers[id(layer)] = {id(item) for item in sublayers}
+            waiting.extend(sublayers)
+
+    def is_depthwise(self, variable: Any) -> bool:
+        """Whether a depthwise layer holds it, or a separable one as its depthwise part."""
+        kinds = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+        return variable.name.startswith("depthwise") or any(
+            id(variable) in self._variables[key]
+            for key, layer in self._layers.items()
+            if isinstance(layer, kinds)
+        )
+
+    def spared(self, skip: Iterable[Any], paths: list[str]) -> set[Any]:
+        """Ids of the variables in the layers of `skip`, and the paths among them."""
+        if isinstance(skip, str):
+            skip = (skip,)
+        result: set[Any] = set()
+        for wanted in skip:
+            found = [
+                key
+                for key, layer in self._layers.items()
+                if layer is wanted or (isinstance(wanted, str) and layer.name == wanted)
+            ]
+            if not found and wanted not in paths:
+                raise TfcompError(self._unknown(wanted))
+            if not found:
+                result.add(wanted)
+            for key in found:
+                result |= self._below(key)
+        return result
+
+    def _below(self, key: int) -> set[int]:
+        seen: set[int] = set()
+        waiting = [key]
+        while waiting:
+            layer = waiting.pop()
+            if layer not in seen:
+                seen.add(layer)
+                waiting.extend(self._sublayers[layer])
+        return {variable for layer in seen for variable in self._variables[layer]}
+
+    def _unknown(self, wanted: Any) -> str:
+        names = sorted({layer.name for layer in self._layers.values()})
+        name = wanted if isinstance(wanted, str) else getattr(wanted, "name", repr(wanted))
+        near = difflib.get_close_matches(str(name), names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"`skip` must name layers of the model. Received: {name!r}, which is not one.{hint}"
+
+
+def _held(value: Any) -> Iterator[Any]:
+    """The layers and variables in nested lists, tuples and dicts."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, (keras.layers.Layer, keras.Variable)):
+            yield item
+        elif isinstance(item, (dict, list, tuple)) and id(item) not in seen:
+            seen.add(id(item))
+            waiting.extend(item.values() if isinstance(item, dict) else item)
+
+
+def _named(variables: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """Each variable with its path; two models that are nested may hold equal paths."""
+    count: dict[str, int] = {}
+    for variable in variables:
+        path = variable.path
+        count[path] = count.get(path, 0) + 1
+        yield path if count[path] == 1 else f"{path}#{count[path]}", variable
