@@ -76,6 +76,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         _file_section(report),
         _edgetpu_section(report),
         _skipped_section(stages),
+        _stage_files_section(stages),
         _recipe_section(report),
         _run_section(report),
     )
@@ -138,7 +139,7 @@ class _Cell:
 
 
 def _section(title: str, *parts: str, lead: str = "") -> str:
-    name = "".join(c if c.isalnum() else "-" for c in title.lower())
+    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in title.lower())
     intro = f'<p class="lead">{lead}</p>' if lead else ""
     inner = "\n".join(part for part in (intro, *parts) if part)
     return f'<section aria-labelledby="{name}">\n<h2 id="{name}">{title}</h2>\n{inner}\n</section>'
@@ -322,7 +323,7 @@ def _accuracy_html(stage: Stage, base: Stage | None) -> str:
 def _count_cell(stage: Stage, base: Stage | None, field: str, unit: str) -> _Cell:
     value: int | None = getattr(stage, field)
     exact = None if value is None else f"{value:,} {unit}"
-    change = base and units.relative(value, getattr(base, field), "fewer", "more")
+    change = None if base is None else units.relative(value, getattr(base, field), "fewer", "more")
     return _Cell(_with_sub(_exact(units.format_count(value), exact), change), numeric=True)
 
 
@@ -339,7 +340,9 @@ def _nonzero_cell(stage: Stage) -> _Cell:
 def _size_cell(stage: Stage, base: Stage | None, field: str) -> _Cell:
     value: int | None = getattr(stage, field)
     exact = None if value is None else f"{value:,} bytes"
-    change = base and units.relative(value, getattr(base, field), "smaller", "larger")
+    change = (
+        None if base is None else units.relative(value, getattr(base, field), "smaller", "larger")
+    )
     return _Cell(_with_sub(_exact(units.format_bytes(value), exact), change), numeric=True)
 
 
@@ -478,7 +481,7 @@ def _layer_cells(layer: Mapping[Any, Any], sums: Mapping[str, int | None]) -> li
     return [
         _Cell(escape(reading.text(layer, "name") or units.MISSING), header=True),
         _Cell(_or_dash(reading.text(layer, "kind"))),
-        _Cell(_or_dash(reading.format_shape(shape))),
+        _Cell(_or_dash(reading.format_shape(shape)), extra="keep"),
         *(_layer_cell(key, reading.whole(layer, key), sums[key]) for key in _LAYER_FIGURES),
     ]
 
@@ -486,9 +489,7 @@ def _layer_cells(layer: Mapping[Any, Any], sums: Mapping[str, int | None]) -> li
 def _layer_cell(key: str, value: int | None, total: int | None) -> _Cell:
     shown = units.format_bytes(value) if key == "bytes" else units.format_count(value)
     exact = None if value is None else f"{value:,} {key.replace('_', ' ')}"
-    if value == 0:
-        return _Cell('<span class="none">0</span>', numeric=True)
-    text = _exact(shown, exact)
+    text = '<span class="none">0</span>' if value == 0 else _exact(shown, exact)
     if key in ("macs", "bytes") and value and total:
         share = 100 * value / total
         bar = f'<span class="bar" title="{share:.1f}%"><i style="width:{share:.1f}%"></i></span>'
@@ -603,7 +604,7 @@ def _op_cells(group: reading.OpGroup) -> list[_Cell]:
     place = {True: "Edge TPU", False: "CPU", None: units.MISSING}[group.mapped]
     tag = {True: " yes", False: " no", None: ""}[group.mapped]
     return [
-        _Cell(f"{escape(group.op)}{times}", header=True),
+        _Cell(f"{escape(group.op)}{times}", header=True, extra="keep"),
         _Cell(escape(group.numbers)),
         _Cell(f'<span class="tag{tag}">{place}</span>'),
         _Cell(_or_dash(group.certainty)),
@@ -630,6 +631,15 @@ def _skipped_section(stages: list[Stage]) -> str:
         return ""
     lead = "What a stage could not treat, it left alone."
     return _section("Skipped", _table("Skipped layers", columns, body), lead=lead)
+
+
+def _stage_files_section(stages: list[Stage]) -> str:
+    pairs = [
+        (stage.name, ", ".join(f"<code>{escape(name)}</code>" for name in stage.files.values()))
+        for stage in stages
+        if stage.files
+    ]
+    return _section("Files in the run’s folder", _facts(pairs)) if pairs else ""
 
 
 def _recipe_section(report: Mapping[str, Any]) -> str:

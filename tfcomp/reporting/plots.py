@@ -105,8 +105,8 @@ def training_curves(stage: Stage, limits: tuple[float, float] | None = None) -> 
     if not lines:
         return ""
     with _drawing(f"curves-{stage.index}"):
-        figure = Figure(figsize=(300 / 72, 170 / 72), dpi=72)
-        axes = figure.add_axes((0.145, 0.2, 0.70, 0.72))
+        figure = Figure(figsize=(236 / 72, 165 / 72), dpi=72)
+        axes = figure.add_axes((0.165, 0.225, 0.565, 0.715))
         _dress(axes)
         ends = []
         for (label, values), colour in zip(lines.items(), (_ACCENT, _SECOND), strict=False):
@@ -119,7 +119,7 @@ def training_curves(stage: Stage, limits: tuple[float, float] | None = None) -> 
         longest = max(len(values) for values in lines.values())
         axes.set_xlim(0.7, longest + 0.3)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         if metric == "accuracy":
             axes.yaxis.set_major_formatter(FuncFormatter(_percent_tick))
         axes.set_xlabel("epoch", color=_MUTED, fontsize=10, labelpad=2)
@@ -180,7 +180,7 @@ def place_labels(
             cx = x + (width / 2 + ring) * math.cos(angle)
             cy = y + (height / 2 + ring) * math.sin(angle)
             box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
-            cost = 1000 * sum(_overlap(box, other) > 0 for other in placed)
+            cost = 1000.0 * sum(_overlap(box, other) > 0 for other in placed)
             cost += 500 * (_overlap(box, bounds) < width * height - 1e-6)
             cost += sum(3 + _overlap(box, other) / 8 for other in obstacles if _overlap(box, other))
             # A near label is better than a far one; right, left, above and below than askew.
@@ -201,15 +201,15 @@ def _overlap(a: Box, b: Box) -> float:
 
 def _scatter(stages: Sequence[Stage], xs: Sequence[float], quantity: str) -> Figure:
     ys = [stage.accuracy or 0.0 for stage in stages]
-    figure = Figure(figsize=(480 / 72, 340 / 72), dpi=72)
-    axes = figure.add_axes((0.115, 0.135, 0.86, 0.835))
+    figure = Figure(figsize=(400 / 72, 300 / 72), dpi=72)
+    axes = figure.add_axes((0.12, 0.15, 0.865, 0.83))
     _dress(axes)
     _x_axis(axes, xs, quantity)
     spans = [stage.interval or (y, y) for stage, y in zip(stages, ys, strict=True)]
     low, high = min(a for a, _ in spans), max(b for _, b in spans)
     room = max(0.12 * (high - low), 0.004)
     axes.set_ylim(low - room, high + room)
-    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(_percent_tick))
     axes.plot(xs, ys, color=_PATH, lw=1.2, zorder=2, dash_capstyle="round")
     for x, (a, b) in zip(xs, spans, strict=True):
@@ -292,18 +292,20 @@ def _x_axis(axes: Any, xs: Sequence[float], quantity: str) -> None:
     wide = high / low > 8
     if wide:
         axes.set_xscale("log")
-        room = (high / low) ** 0.12
+        room = (high / low) ** 0.17
         axes.set_xlim(low / room, high * room)
     else:
-        room = 0.16 * (high - low) or 0.5 * high
+        room = 0.2 * (high - low) or 0.5 * high
         axes.set_xlim(max(0.0, low - room), high + room)
-    ticks = _ticks(*axes.get_xlim(), wide=wide, binary=quantity == "bytes")
+    left, right = axes.get_xlim()
+    ticks = _ticks(left, right, wide=wide, binary=quantity == "bytes")
     show = units.format_bytes if quantity == "bytes" else units.format_ms
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _plain(show(x))))
     words = "file size" if quantity == "bytes" else "median latency"
     scale = ", logarithmic" if wide else ""
+    axes.tick_params(axis="x", length=3)
     axes.set_xlabel(f"{words}{scale}", color=_MUTED, fontsize=10.5, labelpad=5)
 
 
@@ -352,7 +354,7 @@ def _end_labels(axes: Any, ends: Sequence[tuple[str, str, float]]) -> None:
             label,
             (1, (height - low) / ((high - low) or 1)),
             xycoords="axes fraction",
-            xytext=(-4, 0),
+            xytext=(2, 0),
             textcoords="offset points",
             va="center",
             color=colour,
