@@ -2,6 +2,7 @@
 
 from tfcomp.conversion.artifact import Artifact, LayerParity, OutputParity, Parity
 from tfcomp.conversion.audit import Audit, OpInfo, TensorInfo, audit
+from tfcomp.conversion.convert import convert
 
 __all__ = [
     "Artifact",
@@ -12,4 +13,5 @@ __all__ = [
     "Parity",
     "TensorInfo",
     "audit",
+    "convert",
 ]

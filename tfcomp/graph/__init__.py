@@ -9,6 +9,7 @@ from tfcomp.graph.dependency import (
     dependencies,
     removed_channels,
 )
+from tfcomp.graph.folding import fold_batch_norm
 from tfcomp.graph.rebuild import clone_op, rebuild
 from tfcomp.graph.removal import remove_units
 from tfcomp.graph.trace import Graph, Node, Tensor, check_model, is_graph_model, trace
@@ -26,6 +27,7 @@ __all__ = [
     "check_model",
     "clone_op",
     "dependencies",
+    "fold_batch_norm",
     "is_graph_model",
     "rebuild",
     "remove_units",
