@@ -103,7 +103,7 @@ def _dense(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
 
 
 def _einsum_dense(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
-    terms, result = op.equation.split("->")
+    terms, _ = op.equation.split("->")
     first, second = terms.split(",")
     sizes: dict[str, int] = {}
     if "..." in first:
