@@ -192,9 +192,11 @@ def _define_convert(values: Values) -> None:
         "target", "tflite", ["tflite", "edgetpu"], "what will run the file", flag_values=values
     )
     flags.DEFINE_string(
-        "calibration", None, ".npy or .npz of inputs that set a float model's ranges (int8, int16x8)",
+        "calibration",
+        None,
+        "inputs, .npy or .npz, that set the ranges of a float model: int8, int16x8",
         flag_values=values,
-    )  # fmt: skip
+    )
     flags.DEFINE_enum(
         "io_dtype", None, ["float32", "int8"], "numbers of inputs and outputs", flag_values=values
     )
@@ -208,7 +210,6 @@ def _define_convert(values: Values) -> None:
 def _convert(values: Values, positional: list[str]) -> None:
     model_path = _one_argument(positional, "model, a .keras file")
     from tfcomp import conversion, datasets, profiling
-    from tfcomp.recipes.run import CALIBRATION_EXAMPLES
 
     model = profiling.load_keras(model_path)
     inputs = datasets.load_inputs(values.calibration) if values.calibration else None
@@ -217,7 +218,7 @@ def _convert(values: Values, positional: list[str]) -> None:
         values.out or str(pathlib.Path(model_path).with_suffix(".tflite")),
         dtype=values.dtype,
         target=values.target,
-        calibration=None if inputs is None else inputs[:CALIBRATION_EXAMPLES],
+        calibration=inputs,
         io_dtype=values.io_dtype,
         allow_float_ops=values.allow_float_ops,
     )

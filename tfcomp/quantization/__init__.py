@@ -3,6 +3,7 @@
 from tfcomp.quantization.layers import FakeQuantize, FakeQuantizeWeights
 from tfcomp.quantization.observers import MovingAverageRange
 from tfcomp.quantization.quantize_aware import (
+    is_quantize_aware,
     quantization_report,
     quantize_aware,
     strip_quantization,
@@ -14,6 +15,7 @@ __all__ = [
     "FakeQuantizeWeights",
     "MovingAverageRange",
     "Skipped",
+    "is_quantize_aware",
     "quantization_report",
     "quantize_aware",
     "strip_quantization",

@@ -58,7 +58,7 @@ def _final(
 ) -> dict[str, Any]:
     """What is told of the last model and of the last file alone."""
     last_model = [r["files"]["keras"] for r in records if "keras" in r["files"]][-1]
-    model = quantization.without_quantizers(profiling.load_keras(directory.path / last_model))
+    model = quantization.strip_quantization(profiling.load_keras(directory.path / last_model))
     audit = conversion.audit(directory.path / records[-1]["files"]["tflite"])
     target = edgetpu.analyse(audit).to_dict()
     converted = isinstance(recipe.stages[-1], Convert)

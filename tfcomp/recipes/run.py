@@ -140,11 +140,10 @@ class _Step:
 
     def _quantize(self, model: keras.Model, stage: Quantize) -> tuple[keras.Model, dict[str, Any]]:
         aware = quantization.quantize_aware(model)
-        report = quantization.quantization_report(aware)
         details = self._fit(aware, stage)
         return aware, {
             "what": "Trained with the rounding of int8 in place.",
-            "skipped": dict(report.skipped),
+            "skipped": {s.name: s.reason for s in quantization.quantization_report(model)},
             **details,
         }
 
@@ -194,7 +193,9 @@ class _Step:
             file,
             dtype=stage.dtype,
             target=stage.target,
-            calibration=self.dataset.x_train[:CALIBRATION_EXAMPLES],
+            calibration=self.dataset.x_train[:CALIBRATION_EXAMPLES]
+            if self._ranges(model)
+            else None,
         )
         self.tell(0.7, "comparing with the Keras model")
         parity = artifact.compare(model, self.dataset.x_test)
@@ -209,6 +210,12 @@ class _Step:
             "skipped": {},
             "notes": [],
         }
+
+    def _ranges(self, model: keras.Model) -> bool:
+        """Whether the file needs ranges that the model has not learnt."""
+        dtype = getattr(self.stage, "dtype", None)
+        aware = quantization.is_quantize_aware(model)
+        return dtype == "int16x8" or (dtype == "int8" and not aware)
 
     def _model(self, source: Architecture | str | None) -> keras.Model:
         if isinstance(source, Architecture):
@@ -242,7 +249,7 @@ class _Step:
 
 
 def _size(model: keras.Model) -> dict[str, Any]:
-    profile = profiling.profile(quantization.without_quantizers(model))
+    profile = profiling.profile(quantization.strip_quantization(model))
     return {
         "parameters": profile.parameters,
         "nonzero_parameters": profile.nonzero_parameters,

@@ -105,7 +105,7 @@ def fit(
     progress = (Progress(report, stage.epochs),) if report else ()
     start = time.perf_counter()
     history = trainer.fit(
-        batches, epochs=stage.epochs, verbose=0, callbacks=[*callbacks, *progress]
+        batches, epochs=stage.epochs, shuffle=False, verbose=0, callbacks=[*callbacks, *progress]
     )
     seconds = time.perf_counter() - start
     numbers = {key: [float(v) for v in values] for key, values in history.history.items()}
