@@ -98,13 +98,14 @@ def _layer_output(model: keras.Model, name: str, role: str) -> Any:
             f"{_nested_in(model, name)}"
         )
     layer = layers[name]
-    if not is_graph_model(layer) and len(graph.calls(layer)) > 1:
+    calls = len(graph.calls(layer))
+    if calls > 1:
         raise TfcompError(
-            f"Layer {name!r} of the {role} {model.name!r} is called {len(graph.calls(layer))} "
-            "times: expected one call, so that it is clear which output is meant. Put "
+            f"Layer {name!r} of the {role} {model.name!r} is ambiguous: expected a layer that is "
+            f"called once, received one called {calls} times. Put "
             'keras.layers.Identity(name="...") behind the call you mean.'
         )
-    return model_output(layer) if layer is model else layer.output
+    return layer.output
 
 
 def _multi_output(model: keras.Model, tensors: dict[str, Any], role: str) -> keras.Model:
@@ -126,9 +127,9 @@ def _multi_output(model: keras.Model, tensors: dict[str, Any], role: str) -> ker
     if not same:
         # layer.output is that of the layer's first call, be it in another model.
         raise TfcompError(
-            f"Layers {list(tensors)} of the {role} {model.name!r} were first called in another "
-            "model: expected layers that belong to this model alone. Copy it first: "
-            "keras.models.clone_model(model), then set_weights(model.get_weights())."
+            f"Layers {list(tensors)} of the {role} {model.name!r} are ambiguous: expected layers "
+            "of this model alone, received one that was first called in another model. Copy "
+            "the model with tfcomp.graph.rebuild(model)."
         )
     return inner
 

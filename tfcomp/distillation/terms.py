@@ -252,8 +252,9 @@ def _check_loss(loss: Any, output: Any) -> None:
     layers = [getattr(loss, f"{role}_layer_name", None) for role in ("teacher", "student")]
     if output is not None and layers != [None, None]:
         raise TfcompError(
-            f"{type(loss).__name__} compares layers {layers}: expected a loss on outputs for "
-            f"output {output!r}. Put it into the list of losses by itself."
+            f"{type(loss).__name__} compares layers: expected a loss on outputs for output "
+            f"{output!r}, received one with the layers {layers}. Put it into the list "
+            "of losses by itself."
         )
     if isinstance(loss, keras.distillation.LogitsDistillation) and any(
         leaf is keras.losses.kl_divergence for leaf in keras.tree.flatten(loss.loss)

@@ -1,6 +1,7 @@
 """Distillation losses: a paper is a class."""
 
+from tfcomp.distillation.losses.feature import FitNetsHint
 from tfcomp.distillation.losses.per_sample import PerSampleLoss
 from tfcomp.distillation.losses.response import KnowledgeDistillation
 
-__all__ = ["KnowledgeDistillation", "PerSampleLoss"]
+__all__ = ["FitNetsHint", "KnowledgeDistillation", "PerSampleLoss"]
