@@ -318,7 +318,8 @@ def _for_file(interpreter: Interpreter, model: keras.Model, x: Any) -> dict[str,
         given = {str(key): np.asarray(value) for key, value in x.items()}
     else:
         values = [np.asarray(value) for value in x] if len(names) > 1 else [np.asarray(x)]
-        own = [tensor.name for tensor in model.inputs] if model.inputs else []
+        # A subclassed model has no list of inputs.
+        own = [tensor.name for tensor in getattr(model, "inputs", None) or ()]
         if len(own) != len(values):
             own = list(names)
         given = dict(zip(own, values, strict=False))
