@@ -50,7 +50,7 @@ def cache_teacher(
     Samples and outputs are kept in memory, or in a file that is mapped into memory. With a
     file, a second call reads the dataset but does not run the teacher, provided that every
     sample is in the file, whatever the order, and that the teacher is the same: its weights,
-    its configuration and the code of its own classes. Otherwise the teacher is asked again and
+    its configuration with the names of layers, and the code of its own classes. Otherwise the teacher is asked again and
     the file replaced, whole or not at all.
 
     Args:
@@ -243,9 +243,18 @@ def _serve(
 def _element(source: _Source, flat: list[Any]) -> tuple[Any, ...]:
     count = len(source.specs)
     element = tf.nest.pack_sequence_as(source.batches.element_spec, flat[:count])
-    outputs = tf.nest.pack_sequence_as(source.outputs, flat[count:])
+    # Datasets would stack lists of tensors; tuples stay tuples.
+    outputs = tf.nest.pack_sequence_as(_tuples(source.outputs), flat[count:])
     inputs, *rest = (element,) if source.inputs_alone else element
     return (CachedInputs(inputs, outputs), *rest)
+
+
+def _tuples(structure: Any) -> Any:
+    if isinstance(structure, dict):
+        return {key: _tuples(value) for key, value in structure.items()}
+    if isinstance(structure, (list, tuple)):
+        return tuple(_tuples(value) for value in structure)
+    return structure
 
 
 def _first_batch(source: _Source) -> int:

@@ -1,0 +1,357 @@
+"""cache_teacher: the teacher is asked once, and never is an old answer taken for a new one."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfcomp.distillation import CachedInputs, Distiller, KnowledgeDistillation, cache_teacher
+from tfcomp.errors import TfcompError
+
+Make = Callable[..., keras.Model]
+Data = tuple[np.ndarray, np.ndarray]
+CE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def rows(dataset: tf.data.Dataset) -> list[Any]:
+    return list(dataset.as_numpy_iterator())
+
+
+def batches_of(data: Data, size: int = 5) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices(data).batch(size)
+
+
+@pytest.fixture
+def teacher(counting: Any) -> keras.Model:
+    """Counts the batches that it has seen."""
+    inputs = keras.Input((6, 6, 1))
+    flat = keras.layers.Flatten()(counting(name="counter")(inputs))
+    return keras.Model(inputs, keras.layers.Dense(3, name="head")(flat))
+
+
+def asked(teacher: keras.Model) -> int:
+    return int(teacher.get_layer("counter").count.numpy())
+
+
+def head(teacher: keras.Model, x: np.ndarray) -> np.ndarray:
+    """The teacher's answer by NumPy, which it does not count."""
+    kernel, bias = teacher.get_layer("head").get_weights()
+    return x.reshape(len(x), -1) @ kernel + bias
+
+
+def check(cached: tf.data.Dataset, teacher: keras.Model, data: Data) -> None:
+    """`cached` is `data` in its order, with the teacher's answers."""
+    elements = rows(cached)
+    x = np.concatenate([element[0].inputs for element in elements])
+    outputs = np.concatenate([element[0].teacher_outputs for element in elements])
+    np.testing.assert_array_equal(x, data[0])
+    np.testing.assert_array_equal(np.concatenate([e[1] for e in elements]), data[1])
+    np.testing.assert_allclose(outputs, head(teacher, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_elements_are_those_of_the_dataset(
+    teacher: keras.Model, data: Data, tmp_path: pathlib.Path, on_disk: bool
+) -> None:
+    cached = cache_teacher(batches_of(data), teacher, tmp_path / "t" if on_disk else None)
+    assert asked(teacher) == 4
+    check(cached, teacher, data)
+    check(cached, teacher, data)
+    assert asked(teacher) == 4
+    assert [len(element[1]) for element in rows(cached)] == [5, 5, 5, 1]
+    assert int(cached.cardinality()) == 4
+    spec = cached.element_spec[0].inputs
+    assert spec.shape.as_list() == [None, 6, 6, 1]
+    assert spec.dtype == tf.float32
+
+
+def test_single_samples_stay_single(teacher: keras.Model, data: Data) -> None:
+    cached = cache_teacher(tf.data.Dataset.from_tensor_slices(data), teacher)
+    elements = rows(cached)
+    assert len(elements) == 16
+    assert elements[0][0].inputs.shape == (6, 6, 1)
+    check(cached.batch(7), teacher, data)
+
+
+def test_weights_and_inputs_alone(teacher: keras.Model, data: Data) -> None:
+    weights = np.arange(16.0)
+    cached = cache_teacher(batches_of((*data, weights)), teacher)
+    np.testing.assert_array_equal(np.concatenate([w for _, _, w in rows(cached)]), weights)
+    alone = cache_teacher(tf.data.Dataset.from_tensor_slices(data[0]).batch(5), teacher)
+    (first,) = rows(alone)[0]
+    assert isinstance(first, CachedInputs)
+    assert first.teacher_outputs.shape == (5, 3)
+
+
+def test_nested_inputs_and_outputs() -> None:
+    inputs = {name: keras.Input((2,), name=name) for name in ("b", "a")}
+    outputs = {
+        "z": keras.layers.Dense(3)(inputs["a"]),
+        "y": [keras.layers.Dense(1)(inputs["b"]), inputs["a"]],
+    }
+    teacher = keras.Model(inputs, outputs)
+    x = {name: np.random.rand(6, 2).astype("float32") for name in ("a", "b")}
+    cached = cache_teacher(tf.data.Dataset.from_tensor_slices((x, np.arange(6))).batch(4), teacher)
+    expected = teacher(x)
+    first = rows(cached)[0][0]
+    np.testing.assert_array_equal(first.inputs["a"], x["a"][:4])
+    np.testing.assert_allclose(first.teacher_outputs["z"], expected["z"][:4], rtol=1e-5)
+    np.testing.assert_allclose(first.teacher_outputs["y"][0], expected["y"][0][:4], rtol=1e-5)
+    np.testing.assert_array_equal(first.teacher_outputs["y"][1], x["a"][:4])
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    count=st.integers(1, 20),
+    size=st.integers(1, 8),
+    dtype=st.sampled_from(["float16", "float32", "float64", "uint8", "int64", "bool"]),
+    seed=st.integers(0, 999),
+)
+def test_any_numbers_come_back_as_they_were(
+    tmp_path_factory: Any, count: int, size: int, dtype: str, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal((count, 3)) * 50).astype(dtype)
+    inputs = keras.Input((3,), dtype=dtype)
+    teacher = keras.Model(inputs, keras.ops.cast(inputs, "float32") * 2)
+    dataset = tf.data.Dataset.from_tensor_slices((x, rng.integers(0, 2, count))).batch(size)
+    path = tmp_path_factory.mktemp("cache") / "t"
+    for cached in (cache_teacher(dataset, teacher, path), cache_teacher(dataset, teacher, path)):
+        for element, (plain, labels) in zip(rows(cached), rows(dataset), strict=True):
+            np.testing.assert_array_equal(element[0].inputs, plain)
+            assert element[0].inputs.dtype == plain.dtype
+            np.testing.assert_array_equal(element[1], labels)
+            np.testing.assert_array_equal(element[0].teacher_outputs, plain.astype("float32") * 2)
+
+
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_training_is_the_same_without_running_the_teacher(
+    make_net: Make, teacher: keras.Model, data: Data, with_teacher: bool
+) -> None:
+    def train(dataset: tf.data.Dataset, given_teacher: keras.Model | None) -> Any:
+        keras.utils.set_random_seed(1)
+        student = make_net()
+        loss = KnowledgeDistillation(3.0, teacher_from_logits=True)
+        distiller = Distiller(given_teacher, student, loss)
+        distiller.compile("adam", loss=CE, metrics=["accuracy"])
+        distiller.fit(dataset, validation_data=dataset, epochs=2, verbose=0, shuffle=False)
+        distiller.evaluate(dataset, verbose=0)
+        assert distiller.predict(dataset, verbose=0).shape == (16, 3)
+        return student.get_weights()
+
+    expected = train(batches_of(data), teacher)
+    cached = cache_teacher(batches_of(data), teacher)
+    before = asked(teacher)
+    got = train(cached, teacher if with_teacher else None)
+    assert asked(teacher) == before
+    for a, b in zip(expected, got, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_class_weights_reach_the_cached_teachers_loss(
+    make_net: Make, teacher: keras.Model, data: Data
+) -> None:
+    logs = []
+    for dataset in (batches_of(data, 16), cache_teacher(batches_of(data, 16), teacher)):
+        keras.utils.set_random_seed(1)
+        distiller = Distiller(teacher, make_net(), KnowledgeDistillation())
+        distiller.compile("sgd", loss=CE)
+        weights = {0: 0.0, 1: 3.0, 2: 0.5}
+        history = distiller.fit(dataset, class_weight=weights, verbose=0, shuffle=False).history
+        logs.append({name: values[0] for name, values in history.items()})
+    assert logs[1] == pytest.approx(logs[0], rel=1e-4)
+
+
+def test_shuffle_and_augmentation_come_after(
+    make_net: Make, teacher: keras.Model, data: Data
+) -> None:
+    def flip(inputs: CachedInputs, labels: Any) -> Any:
+        return inputs._replace(inputs=tf.image.flip_left_right(inputs.inputs)), labels
+
+    cached = cache_teacher(batches_of(data), teacher)
+    mixed = cached.unbatch().shuffle(16, seed=1).batch(4).map(flip)
+    elements = rows(mixed)
+    x = np.concatenate([element[0].inputs for element in elements])[:, :, ::-1]
+    assert not np.array_equal(x, data[0])
+    outputs = np.concatenate([element[0].teacher_outputs for element in elements])
+    np.testing.assert_allclose(outputs, head(teacher, x), rtol=1e-4, atol=1e-5)
+    distiller = Distiller(None, make_net(), KnowledgeDistillation(teacher_from_logits=True))
+    distiller.compile("sgd", loss=CE)
+    distiller.fit(mixed.repeat(2), verbose=0, shuffle=False)
+
+
+def test_second_call_takes_the_file(
+    teacher: keras.Model, data: Data, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "folder" / "teacher.cache"
+    cache_teacher(batches_of(data), teacher, path)
+    written = path.stat().st_mtime_ns
+    assert asked(teacher) == 4
+    teacher.save(tmp_path / "teacher.keras")
+    loaded = keras.saving.load_model(tmp_path / "teacher.keras")
+    check(cache_teacher(batches_of(data, 16), teacher, path), teacher, data)
+    check(cache_teacher(batches_of(data), loaded, path), teacher, data)
+    assert (asked(teacher), asked(loaded)) == (4, 0)
+    assert path.stat().st_mtime_ns == written
+    assert [file.name for file in path.parent.iterdir()] == ["teacher.cache"]
+
+
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 999), count=st.integers(1, 16))
+def test_another_order_or_a_part_takes_the_file_in_that_order(
+    tmp_path_factory: Any, seed: int, count: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(0, 3, (16, 6, 6, 1)).astype("float32"), rng.integers(0, 3, 16)
+    inputs = keras.Input((6, 6, 1))
+    outputs = keras.layers.Dense(3, name="head")(keras.layers.Flatten()(inputs))
+    teacher = keras.Model(inputs, outputs)
+    path = tmp_path_factory.mktemp("cache") / "t"
+    cache_teacher(batches_of((x, y)), teacher, path)
+    written = path.stat().st_mtime_ns
+    chosen = rng.permutation(16)[:count]
+    part = (x[chosen], y[chosen])
+    check(cache_teacher(batches_of(part, 3), teacher, path), teacher, part)
+    assert path.stat().st_mtime_ns == written
+
+
+def change_weights(teacher: keras.Model, data: Data) -> tuple[keras.Model, Data]:
+    kernel, bias = teacher.get_layer("head").get_weights()
+    bias[1] += 1e-3
+    teacher.get_layer("head").set_weights([kernel, bias])
+    return teacher, data
+
+
+def change_inputs(teacher: keras.Model, data: Data) -> tuple[keras.Model, Data]:
+    x = data[0].copy()
+    x[3, 2, 1, 0] = np.nextafter(x[3, 2, 1, 0], np.float32(9))
+    return teacher, (x, data[1])
+
+
+def change_labels(teacher: keras.Model, data: Data) -> tuple[keras.Model, Data]:
+    return teacher, (data[0], (data[1] + 1) % 3)
+
+
+def add_a_sample(teacher: keras.Model, data: Data) -> tuple[keras.Model, Data]:
+    return teacher, (np.append(data[0], data[0][:1] + 1, axis=0), np.append(data[1], 2))
+
+
+CHANGES = [change_weights, change_inputs, change_labels, add_a_sample]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changed_is_asked_again(
+    teacher: keras.Model, data: Data, tmp_path: pathlib.Path, change: Any
+) -> None:
+    path = tmp_path / "teacher.cache"
+    cache_teacher(batches_of(data), teacher, path)
+    before = asked(teacher)
+    teacher, data = change(teacher, data)
+    check(cache_teacher(batches_of(data), teacher, path), teacher, data)
+    assert asked(teacher) > before
+    check(cache_teacher(batches_of(data), teacher, path), teacher, data)
+
+
+def test_same_weights_in_another_architecture_are_asked_again(
+    data: Data, tmp_path: pathlib.Path
+) -> None:
+    def net(activation: str) -> keras.Model:
+        layers = [keras.layers.Flatten(), keras.layers.Dense(3, activation)]
+        return keras.Sequential([keras.Input((6, 6, 1)), *layers], name="teacher")
+
+    path, first, second = tmp_path / "teacher.cache", net("linear"), net("softmax")
+    second.set_weights(first.get_weights())
+    cache_teacher(batches_of(data), first, path)
+    outputs = [e[0].teacher_outputs for e in rows(cache_teacher(batches_of(data), second, path))]
+    np.testing.assert_allclose(np.concatenate(outputs).sum(-1), 1, rtol=1e-5)
+
+
+def test_code_of_own_layers_counts(data: Data, tmp_path: pathlib.Path) -> None:
+    def net(factor: float) -> keras.Model:
+        class Scale(keras.layers.Layer):
+            def call(self, inputs: Any) -> Any:
+                return inputs * 2.0 if factor == 2.0 else inputs * 3.0
+
+        class ScaleByThree(keras.layers.Layer):
+            def call(self, inputs: Any) -> Any:
+                return inputs * 3.0
+
+        kind = Scale if factor == 2.0 else ScaleByThree
+        kind.__qualname__ = kind.__name__ = "Scale"
+        inputs = keras.Input((6, 6, 1))
+        return keras.Model(inputs, kind(name="scale")(inputs), name="teacher")
+
+    path = tmp_path / "teacher.cache"
+    cache_teacher(batches_of(data), net(2.0), path)
+    elements = rows(cache_teacher(batches_of(data), net(3.0), path))
+    outputs = np.concatenate([element[0].teacher_outputs for element in elements])
+    np.testing.assert_allclose(outputs, data[0] * 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "overwritten", "other"])
+def test_damaged_file_is_made_again(
+    teacher: keras.Model, data: Data, tmp_path: pathlib.Path, damage: str
+) -> None:
+    path = tmp_path / "teacher.cache"
+    cache_teacher(batches_of(data), teacher, path)
+    whole = path.read_bytes()
+    kept = {"cut": whole[:-9], "empty": b"", "overwritten": whole[: len(whole) // 2], "other": b"x"}
+    path.write_bytes(kept[damage])
+    check(cache_teacher(batches_of(data), teacher, path), teacher, data)
+    assert asked(teacher) == 8
+    assert path.stat().st_size == len(whole)
+
+
+def test_interrupted_run_leaves_the_old_file(
+    teacher: keras.Model, data: Data, tmp_path: pathlib.Path
+) -> None:
+    def broken() -> Iterator[Data]:
+        yield data
+        raise KeyboardInterrupt
+
+    path = tmp_path / "teacher.cache"
+    cache_teacher(batches_of(data), teacher, path)
+    old = path.read_bytes()
+    spec = tuple(tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in data)
+    half = tf.data.Dataset.from_generator(broken, output_signature=spec)
+    change_weights(teacher, data)
+    with pytest.raises((KeyboardInterrupt, tf.errors.OpError)):
+        cache_teacher(half, teacher, path)
+    assert path.read_bytes() == old
+    assert [file.name for file in tmp_path.iterdir()] == ["teacher.cache"]
+
+
+def test_bad_datasets_are_refused_in_one_line(
+    teacher: keras.Model, data: Data, tmp_path: pathlib.Path
+) -> None:
+    slices = tf.data.Dataset.from_tensor_slices
+    ragged = slices(tf.ragged.constant([[1.0], [1.0, 2.0]])).batch(2)
+    words = slices((data[0], ["word"] * 16)).batch(4)
+    cases = [
+        (data[0], "Expected a tf.data.Dataset"),
+        (batches_of(data).repeat(), "finite"),
+        (batches_of(data).take(0), "empty"),
+        (ragged, "dense tensors"),
+        (words, "string"),
+        (slices(np.zeros((4, 36))).batch(2), "4 axes"),
+        (cache_teacher(batches_of(data), teacher), "Cache once"),
+    ]
+    for dataset, words_of_message in cases:
+        with pytest.raises(TfcompError, match=words_of_message) as caught:
+            cache_teacher(dataset, teacher)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(TfcompError, match="a folder"):
+        cache_teacher(batches_of(data), teacher, tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TfcompError, match="Cannot write"):
+        cache_teacher(batches_of(data), teacher, tmp_path / "file" / "cache")
+    with pytest.raises(TfcompError, match="as teacher"):
+        cache_teacher(batches_of(data), "teacher.keras")
