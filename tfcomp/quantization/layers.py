@@ -10,8 +10,9 @@ import keras
 from tfcomp.quantization.grids import fake_quantize, fake_quantize_symmetric
 from tfcomp.quantization.observers import MovingAverageRange
 
-# A range narrower than this is widened: the fake-quantisation op needs low < high.
-_NARROWEST = 1e-6
+# A tensor that stays within this of zero is dead. Its range becomes 1 wide: with the tiny scale
+# that it would have otherwise, LiteRT refuses to load the file.
+_DEAD = 1e-6
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")
@@ -83,7 +84,7 @@ class FakeQuantize(keras.layers.Layer):
         )
 
     def _rounded(self, inputs: Any, low: Any, high: Any) -> Any:
-        high = keras.ops.maximum(high, keras.ops.add(low, _NARROWEST))
+        high = keras.ops.where(high - low < _DEAD, low + 1.0, high)
         return fake_quantize(inputs, low, high, self.num_bits)
 
     @property
@@ -94,7 +95,7 @@ class FakeQuantize(keras.layers.Layer):
         if not self.built or int(self.observer.count) <= self.delay:
             return None
         low, high = float(self.observer.low), float(self.observer.high)
-        return low, max(high, low + _NARROWEST)
+        return low, low + 1.0 if high - low < _DEAD else high
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)

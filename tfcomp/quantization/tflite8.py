@@ -45,15 +45,20 @@ _PASSES = _words(
 # The op has an integer kernel that puts its result on a grid of its own.
 _OWN_GRID = _words(
     "Add Subtract Multiply Maximum Minimum Concatenate GlobalAveragePooling1D "
-    "GlobalAveragePooling2D LeakyReLU Mean"
+    "GlobalAveragePooling2D LeakyReLU PReLU Mean"
 )
+_RELUS = _words("relu relu6 bounded_relu")
 _FUSES_WITH_RELU = _words("Add Subtract Multiply")
 # Activations whose result lies on a grid that the TFLite runtime fixes.
 _FIXED_RANGES = {
     "softmax": (0.0, 255.0 / 256.0),
     "sigmoid": (0.0, 255.0 / 256.0),
     "tanh": (-1.0, 127.0 / 128.0),
+    # Not the runtime's but the converted form's own: ReLU6(x + 3) on 0 … 6, divided by 6.
+    "hard_sigmoid": (0.0, 1.0),
 }
+# y = a·x + c per channel: converted to a depthwise convolution of 1×1.
+AFFINE = _words("BatchNormalization Rescaling")
 _OWN_GRID_ACTIVATIONS = _words("leaky_relu silu hard_silu gelu")
 FUSED_ACTIVATIONS = frozenset(("linear", "relu", "relu6"))
 _ACTIVATION_OPS = {
@@ -126,9 +131,11 @@ def activation_of(node: Node) -> str | None:
     if node.kind == "Activation":
         return activation_name(op.activation)
     if node.kind == "ReLU":
-        bounds = {None: "relu", 6.0: "relu6"}
-        plain = op.negative_slope == 0.0 and op.threshold == 0.0
-        return bounds.get(op.max_value) if plain else None
+        if op.threshold or (op.negative_slope and op.max_value is not None):
+            return None
+        if op.negative_slope:
+            return "leaky_relu"
+        return {None: "relu", 6.0: "relu6"}.get(op.max_value, "bounded_relu")
     if isinstance(op, keras.layers.Layer):
         names = {"Softmax": "softmax", "LeakyReLU": "leaky_relu", "ELU": "elu"}
         return names.get(node.kind)
@@ -162,7 +169,7 @@ class _Planner:
         rounded: dict[Tensor, dict[str, Any]] = {}
         on_grid: set[Tensor] = set()
         for tensor in self._graph.input_tensors:
-            if self._is_float(tensor) and self._has_integer_reader(tensor):
+            if self._is_float(tensor) and self._wants_grid(tensor):
                 rounded[tensor] = {}
                 on_grid.add(tensor)
         for node in self._graph.nodes:
@@ -170,7 +177,7 @@ class _Planner:
                 options = self._options(node, tensor, on_grid)
                 if options is not None:
                     rounded[tensor] = options
-                if options is not None or self._passes(node, on_grid):
+                if options is not None or self._hands_on(node, on_grid):
                     on_grid.add(tensor)
         skipped = {
             node.name: Skipped(node.name, node.kind, reason)
@@ -189,9 +196,9 @@ class _Planner:
 
     def _options(self, node: Node, tensor: Tensor, on_grid: set[Tensor]) -> dict[str, Any] | None:
         """Arguments of the FakeQuantize on an output; None if it is not to be rounded."""
-        if not self._is_float(tensor) or self._passes(node, on_grid):
+        if not self._is_float(tensor) or self._hands_on(node, on_grid):
             return None
-        if self._reasons[node] and not self._has_integer_reader(tensor):
+        if (self._reasons[node] or node.kind in _PASSES) and not self._wants_grid(tensor):
             return None
         activation = activation_of(node)
         if activation in _FIXED_RANGES:
@@ -199,8 +206,8 @@ class _Planner:
         readers = self._graph.consumers(tensor)
         if len(readers) == 1 and tensor not in self._outputs and self._fuses(node, readers[0]):
             return None
-        relu = activation or activation_name(getattr(node.op, "activation", None))
-        return {"non_negative": True} if relu in ("relu", "relu6") else {}
+        last = activation or activation_name(getattr(node.op, "activation", None))
+        return {"non_negative": True} if last in _RELUS else {}
 
     def _fuses(self, node: Node, reader: Node) -> bool:
         """Whether the value between the two never exists in the integer file."""
@@ -209,23 +216,32 @@ class _Planner:
         if reader in self._folded:
             return True
         if reader.kind == "Concatenate":
-            # Its own range serves for all that it joins.
-            return True
-        if activation_of(reader) not in ("relu", "relu6"):
+            # Its own range serves for all that it joins. What bounds a bounded ReLU in the
+            # file is the range that follows it, which has to be its own.
+            return activation_of(node) != "bounded_relu"
+        if activation_of(reader) not in _RELUS:
             return False
         if node.kind in _WEIGHTS:
             return node.op.activation is keras.activations.linear
-        return node.kind in _FUSES_WITH_RELU or node.kind == "BatchNormalization"
+        if node.kind in AFFINE:
+            return node in self._folded or len(node.outputs[0].shape) == 4
+        return node.kind in _FUSES_WITH_RELU
 
-    def _passes(self, node: Node, on_grid: set[Tensor]) -> bool:
+    def _hands_on(self, node: Node, on_grid: set[Tensor]) -> bool:
+        """Whether the outputs of a call are on the grid of its inputs."""
         return (
             node.kind in _PASSES
             and not self._reasons[node]
             and all(tensor in on_grid for tensor in node.inputs)
         )
 
-    def _has_integer_reader(self, tensor: Tensor) -> bool:
-        return any(not self._reasons[node] for node in self._graph.consumers(tensor))
+    def _wants_grid(self, tensor: Tensor) -> bool:
+        """Whether an integer op reads the tensor, be it through ops that hand values on."""
+        return any(
+            not self._reasons[node]
+            and (node.kind not in _PASSES or any(map(self._wants_grid, node.outputs)))
+            for node in self._graph.consumers(tensor)
+        )
 
     @staticmethod
     def _is_float(tensor: Tensor) -> bool:
@@ -240,17 +256,21 @@ class _Planner:
             if getattr(node.op, "data_format", "channels_last") != "channels_last":
                 return "channels_first: TFLite has channels last only"
             return None
-        if node.kind in ("BatchNormalization", "Rescaling"):
+        if node.kind in AFFINE:
             return None if node in self._folded else self._reason_affine(node)
         if node.kind in _PASSES or node.kind in _OWN_GRID:
             return None
         activation = activation_of(node)
-        if activation in _FIXED_RANGES or activation in _OWN_GRID_ACTIVATIONS | FUSED_ACTIVATIONS:
+        known = _OWN_GRID_ACTIVATIONS | FUSED_ACTIVATIONS | _RELUS
+        if activation in _FIXED_RANGES or activation in known:
             return None
         return f"no integer form of {node.kind} in this scheme"
 
     @staticmethod
     def _reason_affine(node: Node) -> str | None:
-        if len(node.outputs[0].shape) == 4 and getattr(node.op, "axis", -1) in (-1, 3):
-            return None
-        return "it follows no layer that it can be folded into, and is not over images"
+        shape = node.outputs[0].shape
+        if getattr(node.op, "axis", -1) not in (-1, len(shape) - 1):
+            return "it is not over the last axis"
+        if len(shape) < 2 or None in shape[1:]:
+            return "no layer before it to be folded into, and its shape is not static"
+        return None
