@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib
+import json
 import os
 import pathlib
+import re
 import zipfile
 from typing import TYPE_CHECKING, Any
 
@@ -104,18 +108,35 @@ def load_keras(path: str | os.PathLike[str]) -> keras.Model:
         TfcompError: If there is no such file, or one of its classes is not known.
     """
     file = pathlib.Path(path)
-    _check_archive(file)
+    _register(_check_archive(file))
     try:
         return keras.saving.load_model(file, compile=False)
     except (TypeError, ValueError, KeyError, ImportError, AttributeError, OSError) as error:
         raise _unloadable(file, error) from error
 
 
-def _check_archive(file: pathlib.Path) -> None:
+def _register(config: str) -> None:
+    """Imports the modules of this package that a model's configuration names.
+
+    Its layers are registered with Keras on import, and whoever inspects a file need not know
+    which of them are in it.
+    """
+    for module in sorted(set(re.findall(r'"module": "(tfcomp(?:\.\w+)+)"', config))):
+        # A module that has gone is told by Keras, which names the class.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+
+
+def _check_archive(file: pathlib.Path) -> str:
+    """The model's configuration out of an archive that is whole."""
+    config = ""
     try:
         with zipfile.ZipFile(file) as archive:
             names = set(archive.namelist())
             damaged = archive.testzip()
+            if damaged is None and "config.json" in names:
+                config = archive.read("config.json").decode("utf-8")
+                json.loads(config)
     except zipfile.BadZipFile as error:
         empty = "an empty file" if not file.stat().st_size else "a damaged or truncated one"
         raise _damaged(file, empty) from error
@@ -128,6 +149,7 @@ def _check_archive(file: pathlib.Path) -> None:
     lacking = {"config.json", "metadata.json"} - names
     if lacking:
         raise _damaged(file, f"an archive without {' and '.join(sorted(lacking))}")
+    return config
 
 
 def _damaged(file: pathlib.Path, received: str) -> DamagedFileError:
@@ -144,12 +166,13 @@ def _unloadable(file: pathlib.Path, error: Exception) -> TfcompError:
             "trust it, load it with keras.saving.load_model(path, safe_mode=False) and pass the "
             "model to tfcomp.profile."
         )
-    if "Could not locate class" in text or "custom object" in text.lower():
-        name = text.partition("'")[2].partition("'")[0]
+    unknown = re.search(r"Could not locate (?:class|function) '([^']+)'", text)
+    if unknown:
         return TfcompError(
-            f"{file}: it holds the class {name or 'of a custom object'!r}, which is not known "
-            "here. Import the module that registers it with "
-            "@keras.saving.register_keras_serializable() first."
+            f"{file}: it holds the class {unknown.group(1)!r}, which is not known here. Import "
+            "the module that registers it with @keras.saving.register_keras_serializable() first."
         )
+    if isinstance(error, OSError):
+        return _damaged(file, f"one whose weights cannot be read ({text[:100]})")
     reason = text if len(text) <= 200 else f"{text[:197]}..."
     return TfcompError(f"{file}: Keras {keras.__version__} cannot load it: {reason}")

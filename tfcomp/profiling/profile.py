@@ -267,7 +267,7 @@ def _weights(op: Any, seen: set[int]) -> tuple[int, int, int]:
         seen.add(id(variable))
         count = math.prod(variable.shape)
         parameters += count
-        nonzero += int(np.count_nonzero(keras.ops.convert_to_numpy(variable)))
+        nonzero += int(np.count_nonzero(variable.numpy()))
         nbytes += count * _item_bytes(variable.dtype)
     return parameters, nonzero, nbytes
 
