@@ -646,6 +646,56 @@ def test_layers_of_a_cached_teacher_are_refused(make_net: Make, data: Data) -> N
         distiller.fit(dataset, verbose=0)
 
 
+def test_masked_time_steps_are_refused() -> None:
+    def net(every_step: bool) -> keras.Model:
+        layers = [
+            keras.layers.Embedding(9, 4, mask_zero=True),
+            keras.layers.GRU(3, return_sequences=every_step),
+        ]
+        return keras.Sequential([keras.Input((5,), dtype="int32"), *layers])
+
+    assert "masks" in refused(net(True), net(True), KnowledgeDistillation())
+    Distiller(net(False), net(False), KnowledgeDistillation())
+
+
+def test_frozen_student_is_refused(make_net: Make, data: Data) -> None:
+    student = make_net()
+    student.trainable = False
+    distiller = Distiller(make_net(), student, KnowledgeDistillation())
+    distiller.compile("sgd", loss=CE)
+    with pytest.raises(TfcompError, match="cannot learn"):
+        distiller.fit(*data, verbose=0)
+
+
+def test_metrics_keep_their_names_apart(make_net: Make, data: Data) -> None:
+    losses = [KnowledgeDistillation(name="loss"), KnowledgeDistillation(name="student_loss")]
+    distiller = Distiller(make_net(), make_net(), losses)
+    distiller.compile("sgd", loss=CE)
+    names = {"loss", "student_loss", "distillation_loss", "loss_2", "student_loss_2"}
+    assert set(logs_of_one_step(distiller, *data)) == names
+
+
+def test_weights_are_saved_and_loaded(make_net: Make, data: Data, tmp_path: pathlib.Path) -> None:
+    distillers = [Distiller(make_net(8), make_net(), FitNetsHint("relu", "relu")) for _ in "ab"]
+    distillers[0].save_weights(tmp_path / "d.weights.h5")
+    distillers[1].load_weights(tmp_path / "d.weights.h5")
+    for part in ("teacher", "student"):
+        models = [getattr(distiller, part) for distiller in distillers]
+        for a, b in zip(*(model.get_weights() for model in models), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.long
+def test_compiled_by_xla_it_computes_the_same(make_net: Make, data: Data) -> None:
+    logs = []
+    for jit_compile in (False, True):
+        keras.utils.set_random_seed(1)
+        distiller = Distiller(make_net(8), make_net(), KnowledgeDistillation())
+        distiller.compile("sgd", loss=CE, jit_compile=jit_compile)
+        logs.append(logs_of_one_step(distiller, *data))
+    assert logs[1] == pytest.approx(logs[0], rel=1e-4)
+
+
 def test_nothing_warns(make_net: Make, data: Data) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -169,6 +169,11 @@ class Distiller(keras.Model):
             loss = self._mixed_loss(data, teacher, student)
             loss = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
+        if not variables:
+            raise TfcompError(
+                f"The student {self.student.name!r} cannot learn: expected trainable weights, "
+                "received none. Set student.trainable = True and compile again."
+            )
         self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
         return self.compute_metrics(x, y, student.outputs, sample_weight=sample_weight)
 
@@ -208,10 +213,13 @@ class Distiller(keras.Model):
         count = tf.shape(keras.tree.flatten(x)[0])[0]
         totals = {"loss": loss, "student_loss": supervised, "distillation_loss": distilled}
         totals |= {t.name: v for t, v in zip(self._term_trackers, values, strict=False)}
-        for metric in self.metrics:
-            if metric.name in totals:
-                metric.update_state(totals[metric.name] * replicas, sample_weight=count)
+        for tracker in [self._loss_metric(), *self._trackers()]:
+            tracker.update_state(totals[tracker.name] * replicas, sample_weight=count)
         return loss
+
+    def _loss_metric(self) -> keras.metrics.Metric:
+        """The metric that Keras reports as the loss."""
+        return next(metric for metric in self.metrics if metric.name == "loss")
 
     def _trackers(self) -> list[keras.metrics.Metric]:
         return [self._student_tracker, self._distillation_tracker, *self._term_trackers]

@@ -50,8 +50,8 @@ def cache_teacher(
     Samples and outputs are kept in memory, or in a file that is mapped into memory. With a
     file, a second call reads the dataset but does not run the teacher, provided that every
     sample is in the file, whatever the order, and that the teacher is the same: its weights,
-    its configuration with the names of layers, and the code of its own classes. Otherwise the teacher is asked again and
-    the file replaced, whole or not at all.
+    its configuration with the names of layers, and the code of its own classes. Otherwise the
+    teacher is asked again and the file replaced, whole or not at all.
 
     Args:
         dataset: Finite, of x, (x, y) or (x, y, sample_weight), batched or not; numbers of one

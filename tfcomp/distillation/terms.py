@@ -17,6 +17,8 @@ from tfcomp.distillation.losses.per_sample import PerSampleLoss, check_same_shap
 from tfcomp.errors import TfcompError
 from tfcomp.graph import is_graph_model
 
+# Names that a distiller's own metrics have.
+_RESERVED = ("loss", "student_loss", "distillation_loss")
 _KERAS_LOSSES = (
     keras.distillation.LogitsDistillation,
     keras.distillation.FeatureDistillation,
@@ -172,7 +174,7 @@ def make_terms(losses: Any, weights: Any, student: keras.Model) -> list[Term]:
             f"{max(len(entries), 1)} distillation_loss_weights, received {len(weights)} for "
             f"{len(entries)} losses. Leave the weights out to have 1.0 for each."
         )
-    taken: dict[str, int] = {}
+    taken = dict.fromkeys(_RESERVED, 1)
     terms = []
     for entry, weight in zip(entries, weights, strict=True):
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):

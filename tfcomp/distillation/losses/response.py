@@ -10,7 +10,7 @@ import keras
 from tfcomp.distillation.losses.ending import Ending, endings
 from tfcomp.distillation.losses.per_sample import PerSampleLoss
 from tfcomp.errors import TfcompError
-from tfcomp.graph import is_graph_model
+from tfcomp.graph import is_graph_model, trace
 
 Task = Literal["multi-class", "multi-label", "regression"]
 
@@ -117,6 +117,7 @@ class KnowledgeDistillation(PerSampleLoss):
         self, teacher: keras.Model | None, student: keras.Model
     ) -> None:
         """Reads what both models end in; `teacher` is None where its outputs are cached."""
+        _check_not_masked(student)
         if self.task == "regression":
             return
         found = (
@@ -208,6 +209,19 @@ class KnowledgeDistillation(PerSampleLoss):
             "student_from_logits": self.student_from_logits,
             "name": self.name,
         }
+
+
+def _check_not_masked(student: keras.Model) -> None:
+    """Padding has no say in Keras's losses; here it would be averaged in without a word."""
+    if not is_graph_model(student) or all(len(output.shape) < 3 for output in student.outputs):
+        return
+    for node in trace(student).nodes:
+        if node.kind == "Masking" or getattr(node.op, "mask_zero", False):
+            raise TfcompError(
+                f"Masked time steps cannot be left out of the average: expected a student without "
+                f"masks or with one output per sample, received {student.name!r}, whose layer "
+                f"{node.name!r} masks. Pool over time, or drop the mask and weigh samples."
+            )
 
 
 def _positive(temperature: float) -> float:
