@@ -390,8 +390,8 @@ def _plot_section(report: Mapping[str, Any], stages: list[Stage]) -> str:
             missing.format("measured latency"),
         ),
         "</div>",
-        lead="The line follows the run. A filled point is not beaten by any other stage in both "
-        "respects; a hollow one is. Dotted: 95% interval of the accuracy.",
+        lead="The line follows the run. Hollow: another stage is no worse in either respect and "
+        "better in one. Filled: none is. Dotted: 95% interval of the accuracy.",
     )
 
 
@@ -507,7 +507,7 @@ def _file_section(report: Mapping[str, Any]) -> str:
     file = reading.mapping(report, "file")
     parity = reading.mapping(report, "parity")
     pairs = [*_file_facts(file), *_parity_facts(parity)]
-    notes = [reading.clean(note) for note in reading.sequence(report, "compatibility")]
+    notes = reading.texts(report, "compatibility")
     pairs += [("Runs with", escape(note)) for note in notes[:1]]
     pairs += [("", escape(note)) for note in notes[1:]]
     if not pairs:
@@ -531,18 +531,14 @@ def _file_facts(file: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
             dtype = reading.text(row, "dtype") or units.MISSING
             shape = reading.format_shape(reading.get(row, "shape")) or units.MISSING
             yield term, f"<code>{escape(name)}</code> {escape(dtype)}, {escape(shape)}"
-    counts = reading.mapping(file, "op_counts")
+    counts = {op: reading.whole(file, "op_counts", op) for op in reading.mapping(file, "op_counts")}
     if counts:
-        listed = sorted(counts.items(), key=lambda item: (-_rank(item[1]), str(item[0])))
-        words = ", ".join(f"{reading.clean(op)} {reading.clean(count)}" for op, count in listed)
+        listed = sorted(counts.items(), key=lambda item: (-(item[1] or 0), str(item[0])))
+        words = ", ".join(f"{reading.clean(op)} {units.format_count(n)}" for op, n in listed)
         yield "Ops", escape(words)
     if isinstance(file.get("float_ops"), list):
-        names = [reading.clean(op) for op in file["float_ops"]]
+        names = reading.texts(file, "float_ops")
         yield "Float ops", escape(", ".join(names)) if names else "none"
-
-
-def _rank(count: Any) -> float:
-    return reading.number({"count": count}, "count") or 0.0
 
 
 def _parity_facts(parity: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
@@ -705,9 +701,7 @@ def _machine(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _software(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name, version in reading.mapping(report, "versions").items():
-        if version is not None:
-            yield reading.clean(name), reading.clean(version)
+    yield from reading.named_texts(report, "versions").items()
     seed = reading.text(report, "seed")
     if seed:
         yield "Seed", seed

@@ -70,7 +70,7 @@ def difference(
     Example:
         >>> low, high = difference(0.904, 0.91, 1000, 1000)
         >>> round(low, 4), round(high, 4)
-        (-0.0315, 0.0195)
+        (-0.0316, 0.0196)
     """
     low_1, high_1 = wilson(after, after_examples)
     low_2, high_2 = wilson(before, before_examples)

@@ -292,7 +292,7 @@ def _x_axis(axes: Any, xs: Sequence[float], quantity: str) -> None:
     wide = high / low > 8
     if wide:
         axes.set_xscale("log")
-        room = (high / low) ** 0.17
+        room = (high / low) ** 0.22
         axes.set_xlim(low / room, high * room)
     else:
         room = 0.2 * (high - low) or 0.5 * high
@@ -399,6 +399,7 @@ def _svg(figure: Figure, spoken: str) -> str:
     body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
     # Names of groups repeat from plot to plot, and comments repeat the labels.
     body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
+    body = re.sub(r'<g id="[^"]*"\s*/>', "", body)
     body = re.sub(r'<g id="[^"]*">', "<g>", body)
     body = re.sub(r"font-family: [^;\"]*", "font-family: inherit", body)
     body = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 system-ui, sans-serif", body)

@@ -65,9 +65,27 @@ def rows(data: Any, *keys: str) -> list[Mapping[Any, Any]]:
 
 
 def text(data: Any, *keys: str) -> str | None:
-    """The value under `keys` as text that any page can hold, or None."""
-    value = get(data, *keys)
-    return None if value is None or value == "" else clean(value)
+    """The text or number under `keys` as text that any page can hold, or None."""
+    return _as_text(get(data, *keys))
+
+
+def texts(data: Any, *keys: str) -> list[str]:
+    """The texts and numbers in the list under `keys`."""
+    return [found for item in sequence(data, *keys) if (found := _as_text(item)) is not None]
+
+
+def named_texts(data: Any, *keys: str) -> dict[str, str]:
+    """The texts and numbers in the mapping under `keys`, by name."""
+    pairs = ((clean(key), _as_text(value)) for key, value in mapping(data, *keys).items())
+    return {key: value for key, value in pairs if value is not None}
+
+
+def _as_text(value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return clean(value)
 
 
 def clean(value: Any) -> str:
@@ -161,17 +179,13 @@ def _stage(index: int, entry: Mapping[Any, Any]) -> Stage:
         name=text(entry, "name") or f"stage {index}",
         kind=text(entry, "kind"),
         what=text(entry, "what"),
-        files=_texts(mapping(entry, "files")),
-        skipped=_texts(mapping(entry, "skipped")),
-        notes=[clean(note) for note in sequence(entry, "notes") if note],
+        files=named_texts(entry, "files"),
+        skipped=named_texts(entry, "skipped"),
+        notes=texts(entry, "notes"),
         history=dict(_histories(mapping(entry, "history"))),
         unreadable=list(_unreadable(entry, values)),
         **values,
     )
-
-
-def _texts(data: Mapping[Any, Any]) -> dict[str, str]:
-    return {clean(key): clean(value) for key, value in data.items() if value is not None}
 
 
 def _histories(data: Mapping[Any, Any]) -> Iterator[tuple[str, list[float | None]]]:

@@ -315,7 +315,7 @@ def _threads(stage: Stage) -> str:
 
 
 def _file_caveats(report: Mapping[str, Any]) -> Iterator[str]:
-    float_ops = [reading.clean(op) for op in reading.sequence(report, "file", "float_ops")]
+    float_ops = reading.texts(report, "file", "float_ops")
     if float_ops:
         some = ", ".join(dict.fromkeys(float_ops))
         yield f"The final file still computes in float in {len(float_ops)} of its ops: {some}."
