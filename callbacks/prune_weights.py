@@ -79,7 +79,7 @@ class PruningReport:
         zeros, size = sum(r.zeros for r in self.kernels), sum(r.size for r in self.kernels)
         head = (
             f"{zeros:,} of {size:,} weights in {len(self.kernels)} kernels are zero: "
-            f"{self.sparsity:.4f} (asked {self.asked:.4f}) at step {self.step} of {self.end_step}"
+            f"{self.sparsity:.4f} (asked {self.asked:.4f}) after {self.step} steps"
         )
         rows = [
             f"  {row.sparsity:.4f}  {row.zeros:>10,} of {row.size:>10,}  {row.name}"
@@ -213,18 +213,44 @@ class PruneWeights(keras.callbacks.Callback):
         return cls(**{**config, "schedule": schedule})
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        kernels, skipped = find_kernels(self.model, skip=self.skip, depthwise=self.depthwise)
-        if not kernels:
+        self._open(*self._kernels(), _SESSIONS.get(self.model))
+
+    def _kernels(self) -> tuple[tuple[Kernel, ...], dict[str, str]]:
+        try:
+            kernels, skipped = find_kernels(self.model, skip=self.skip, depthwise=self.depthwise)
+        except TfcompError:
+            if self.model.built:
+                raise
+            return (), {}  # layers may be made while the model is built, in the first step
+        if not kernels and self.model.built:
             raise TfcompError(
                 f"There is no kernel to prune in the model {self.model.name!r}: "
                 + "; ".join(f"{name} is {reason}" for name, reason in skipped.items())
                 + "."
             )
-        earlier = _SESSIONS.get(self.model)
+        return kernels, skipped
+
+    def _open(
+        self, kernels: tuple[Kernel, ...], skipped: dict[str, str], earlier: _Session | None
+    ) -> _Session:
         self._session = _Session(self, kernels, skipped, earlier)
         _SESSIONS[self.model] = self._session
         # The function may have been traced in an earlier fit, without these constraints.
         self.model.make_train_function(force=True)
+        return self._session
+
+    def _with_new_kernels(self, session: _Session) -> _Session:
+        """A subclassed model makes its weights in its first step: `session` goes on with them."""
+        session.complete = True
+        kernels, skipped = self._kernels()
+        known = {id(kernel.variable) for kernel in session.kernels}
+        if all(id(kernel.variable) in known for kernel in kernels):
+            return session
+        session.release()
+        after = self._open(kernels, skipped, session)
+        after.start(0)
+        after.complete, after.epoch_step = True, session.epoch_step
+        return after
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         session = self._running()
@@ -238,6 +264,8 @@ class PruneWeights(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         session = self._running()
         session.check_constraints_hold()
+        if not session.complete:
+            session = self._with_new_kernels(session)
         done = batch + 1
         steps = self.params.get("steps")
         # With steps_per_execution the last group of an epoch counts as a full one.
@@ -317,6 +345,7 @@ class _Session:
         self._history = _weak(getattr(callback.model, "history", None))
         self.started: bool = False
         self.installed = False
+        self.complete = False
         self.start_step = self.step = self.epoch_step = 0
         self.target = 0.0
         self.rezeroed = 0
@@ -352,7 +381,7 @@ class _Session:
         )
         return Masked(mask, own)
 
-    def _release(self) -> None:
+    def release(self) -> None:
         if not self.installed:
             return
         for kernel, constraint in zip(self.kernels, self.constraints, strict=True):
@@ -366,7 +395,7 @@ class _Session:
         if earlier is None or not earlier.installed or self._history() is None:
             return
         if earlier._history() is self._history():
-            earlier._release()
+            earlier.release()
             raise TfcompError(
                 "Two PruneWeights callbacks in one fit would prune the same kernels. "
                 "Use one, and `skip` for the layers to spare."
@@ -420,7 +449,7 @@ class _Session:
         )
 
     def _check_zeros(self, masks: list[Any]) -> None:
-        if self.schedule.final_sparsity == 0 and all(mask.all() for mask in masks):
+        if masks and self.schedule.final_sparsity == 0 and all(mask.all() for mask in masks):
             raise TfcompError(
                 "PruneWeights.from_zeros() found no zero weight to keep in the model "
                 f"{self.model.name!r}. Prune it first, with PruneWeights(schedule)."
@@ -430,7 +459,7 @@ class _Session:
         size = sum(kernel.size for kernel in self.kernels)
         zeros = sum(_mask_like_zeros(kernel, c) for kernel, c in self._with_constraints())
         asked = self.schedule(self.step)
-        if zeros / size > asked + 0.05:
+        if zeros > size * (asked + 0.05):
             warnings.warn(
                 f"{zeros / size:.1%} of the weights to be pruned are zero already, and grow back "
                 f"where the schedule, which begins at {asked:.1%}, does not hold them. Keep them "
@@ -518,7 +547,7 @@ class _Session:
         self._checked = True
         alive = self._alive()
         if alive:
-            self._release()
+            self.release()
             raise TfcompError(
                 "The model's training step ignores variable constraints, so that pruned weights "
                 f"do not stay zero: {_listed(alive)}. Apply gradients through a Keras optimizer."
@@ -527,14 +556,14 @@ class _Session:
     def end(self) -> None:
         """Zeros, read back; the layers' own constraints restored."""
         if not self.started:  # no epoch was left to train
-            self._release()
+            self.release()
             return
         alive = self._alive()
         if alive:
             self.rezeroed = sum(alive.values())
             for kernel, constraint in self._with_constraints():
                 kernel.variable.assign(constraint(kernel.variable))
-        self._release()
+        self.release()
         self._check_counts()
 
     def _check_counts(self) -> None:

@@ -268,8 +268,7 @@ def _check_step(name: str, value: Any, least: int = 0) -> int:
     whole = (
         isinstance(value, numbers.Real)
         and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value == int(value)
+        and float(value).is_integer()
     )
     if not whole or value < least:
         raise TfcompError(
