@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
+from absl.flags import FlagValues
 
 # Before TensorFlow is imported, which only the sub-commands do: `--help` is to answer at once.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -21,8 +22,7 @@ from tfcomp.errors import TfcompError
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
-Values = flags.FlagValues
-Handler = Callable[[Values, list[str]], None]
+Handler = Callable[[FlagValues, list[str]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Command:
     arguments: str
     summary: str
     details: str
-    define: Callable[[Values], None]
+    define: Callable[[FlagValues], None]
     run: Handler
 
 
@@ -71,7 +71,7 @@ def _dispatch(arguments: list[str]) -> None:
         hint = f"Did you mean {near[0]!r}?" if near else f"Valid are: {', '.join(COMMANDS)}."
         raise TfcompError(f"unknown command {name!r}. {hint}")
     command = COMMANDS[name]
-    values = Values()
+    values = FlagValues()
     command.define(values)
     if any(argument in ("-h", "--help") for argument in rest):
         print(_help(command, values))
@@ -97,7 +97,7 @@ def _overview() -> str:
     )
 
 
-def _help(command: Command, values: Values) -> str:
+def _help(command: Command, values: FlagValues) -> str:
     usage = " ".join(["tfcomp", command.name, command.arguments, "[--flags]"]).replace("  ", " ")
     lines = [f"usage: {usage}", "", command.summary[0].upper() + command.summary[1:] + "."]
     if command.details:
@@ -142,31 +142,31 @@ def _show(value: Any, as_json: bool) -> None:
     Console().print(value)
 
 
-def _define_run(values: Values) -> None:
+def _define_run(values: FlagValues) -> None:
     flags.DEFINE_string("out", "run", "folder for the results", flag_values=values)
     flags.DEFINE_boolean("resume", False, "go on after the last finished stage", flag_values=values)
 
 
-def _define_demo(values: Values) -> None:
+def _define_demo(values: FlagValues) -> None:
     _define_run(values)
     values.set_default("out", "demo")
 
 
-def _demo(values: Values, positional: list[str]) -> None:
+def _demo(values: FlagValues, positional: list[str]) -> None:
     _no_argument(positional)
     from tfcomp import recipes
 
     _compress(recipes.demo(), values)
 
 
-def _compress_file(values: Values, positional: list[str]) -> None:
+def _compress_file(values: FlagValues, positional: list[str]) -> None:
     path = _one_argument(positional, "recipe file, such as recipe.yaml")
     from tfcomp import recipes
 
     _compress(recipes.load_recipe(path), values)
 
 
-def _compress(recipe: Any, values: Values) -> None:
+def _compress(recipe: Any, values: FlagValues) -> None:
     from rich.console import Console
 
     from tfcomp import recipes, reporting
@@ -177,7 +177,7 @@ def _compress(recipe: Any, values: Values) -> None:
     console.print(f"report: {pathlib.Path(values.out) / 'report.html'}")
 
 
-def _define_convert(values: Values) -> None:
+def _define_convert(values: FlagValues) -> None:
     flags.DEFINE_string(
         "out", None, "the file to write; MODEL.tflite by default", flag_values=values
     )
@@ -207,7 +207,7 @@ def _define_convert(values: Values) -> None:
     flags.DEFINE_boolean("json", False, "print JSON", flag_values=values)
 
 
-def _convert(values: Values, positional: list[str]) -> None:
+def _convert(values: FlagValues, positional: list[str]) -> None:
     model_path = _one_argument(positional, "model, a .keras file")
     from tfcomp import conversion, datasets, profiling
 
@@ -225,36 +225,42 @@ def _convert(values: Values, positional: list[str]) -> None:
     _show(artifact.audit, values.json)
 
 
-def _define_json(values: Values) -> None:
+def _define_json(values: FlagValues) -> None:
     flags.DEFINE_boolean("json", False, "print JSON", flag_values=values)
 
 
-def _inspect(values: Values, positional: list[str]) -> None:
+def _inspect(values: FlagValues, positional: list[str]) -> None:
     path = _one_argument(positional, ".keras or .tflite file")
     from tfcomp import profiling
 
     _show(profiling.inspect_file(path), values.json)
 
 
-def _define_benchmark(values: Values) -> None:
+def _define_benchmark(values: FlagValues) -> None:
     flags.DEFINE_integer("threads", 1, "threads of the interpreter", 1, flag_values=values)
     flags.DEFINE_integer("runs", 200, "timed runs of each file", 1, flag_values=values)
     _define_json(values)
 
 
-def _benchmark(values: Values, positional: list[str]) -> None:
+def _benchmark(values: FlagValues, positional: list[str]) -> None:
     if not positional:
         raise TfcompError("expected one .tflite file or more. Received: none.")
-    from tfcomp import runtime
+    from rich.console import Console
 
-    _show(runtime.latencies(positional, threads=values.threads, runs=values.runs), values.json)
+    from tfcomp import reporting, runtime
+
+    measured = runtime.latencies(positional, threads=values.threads, runs=values.runs)
+    if values.json:
+        print(json.dumps([latency.to_dict() for latency in measured], indent=2))
+        return
+    Console().print(reporting.latency_table(measured))
 
 
-def _define_report(values: Values) -> None:
+def _define_report(values: FlagValues) -> None:
     flags.DEFINE_boolean("json", False, "print the report as JSON", flag_values=values)
 
 
-def _report(values: Values, positional: list[str]) -> None:
+def _report(values: FlagValues, positional: list[str]) -> None:
     folder = pathlib.Path(_one_argument(positional, "folder of a run"))
     from rich.console import Console
 

@@ -41,8 +41,7 @@ def calibration_arrays(
     if not count:
         raise TfcompError("Expected calibration examples, received none. Pass at least one.")
     arrays = {}
-    tensors = keras.tree.flatten(model.input)
-    for index, (name, tensor) in enumerate(zip(names, tensors, strict=True)):
+    for index, (name, tensor) in enumerate(zip(names, model.inputs, strict=True)):
         values = np.concatenate([batch[index] for batch in taken])[:MAX_EXAMPLES]
         _check_shape(values.shape, tensor.shape, name)
         arrays[name] = values.astype(tensor.dtype)

@@ -60,11 +60,13 @@ def _final(
     last_model = [r["files"]["keras"] for r in records if "keras" in r["files"]][-1]
     model = quantization.strip_quantization(profiling.load_keras(directory.path / last_model))
     audit = conversion.audit(directory.path / records[-1]["files"]["tflite"])
-    target = edgetpu.analyse(audit).to_dict()
+    file = records[-1]["files"]["tflite"]
+    # Paths below the run's folder: the report must not depend on where the folder stands.
+    target = {**edgetpu.analyse(audit).to_dict(), "path": file}
     converted = isinstance(recipe.stages[-1], Convert)
     return {
         "layers": profiling.profile(model).to_dict()["layers"],
-        "file": {**audit.to_dict(), "path": records[-1]["files"]["tflite"]},
+        "file": {**audit.to_dict(), "path": file},
         "parity": records[-1].get("parity"),
         "edgetpu": target if converted else None,
         "compatibility": [str(audit.compatibility)],

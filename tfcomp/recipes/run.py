@@ -16,7 +16,7 @@ from tfcomp.datasets import Dataset
 from tfcomp.errors import TfcompError
 from tfcomp.files import replacing, write_json
 from tfcomp.recipes import training
-from tfcomp.recipes.directory import REPORT_FILE, RunDirectory
+from tfcomp.recipes.directory import REPORT_FILE, RunDirectory, read_report
 from tfcomp.recipes.progress import Lines
 from tfcomp.recipes.recipe import (
     Architecture,
@@ -76,8 +76,8 @@ def run(
             lines.kept(index, stage.name, record)
         records.append(record)
     with lines.stage(len(recipe.stages), "report", "latency of every file") as tell:
-        report = assemble(recipe, dataset, directory, records)
-        write_json(directory.path / REPORT_FILE, report)
+        write_json(directory.path / REPORT_FILE, assemble(recipe, dataset, directory, records))
+        report = read_report(directory.path)
         reporting.write_html(report, directory.path / "report.html")
     return report
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tfcomp.reporting import reading, units
+from tfcomp.runtime import Latency
 
 
 def stage_table(report: Mapping[str, Any]) -> Table:
@@ -146,3 +147,29 @@ def _table(title: str, texts: list[str], numbers: list[str]) -> Table:
 def _narrow(text: str) -> str:
     """For a narrow column: `B` for bytes, and a plain space, which every terminal font has."""
     return text.replace("\N{NO-BREAK SPACE}", " ").replace(" bytes", " B").replace(" byte", " B")
+
+
+def latency_table(measured: Sequence[Latency]) -> Table:
+    """One row for each file that was measured.
+
+    Args:
+        measured: From `tfcomp.runtime.latencies`.
+
+    Returns:
+        The table, to be printed by a `rich.console.Console`.
+
+    Example:
+        >>> latency_table([]).row_count
+        0
+    """
+    title = "Latency on this machine, files measured in turn"
+    table = _table(title, ["File"], ["Median ms", "p90 ms", "Threads", "Runs"])
+    for one in measured:
+        table.add_row(
+            Text(one.path.name),
+            units.bare_ms(one.median_ms),
+            units.bare_ms(one.p90_ms),
+            str(one.threads),
+            str(one.runs),
+        )
+    return table
