@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 from tfcomp.conversion import Artifact
@@ -81,6 +82,20 @@ def test_two_inputs_and_a_dict_of_outputs(tiny_files):
     worst = {o.name: o.max_abs for o in artifact.compare(swapped, [left, right]).outputs}
     assert worst["a"] == pytest.approx(1.0, abs=1e-4)
     assert worst["b"] < 1e-5
+
+
+def test_twelve_outputs_of_one_shape_are_told_apart(tmp_path):
+    inputs = keras.Input((4,))
+    outputs = [keras.layers.Dense(3)(inputs) for _ in range(12)]
+    model = keras.Model(inputs, outputs)
+    path = tmp_path / "many.tflite"
+    path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+    x = np.random.default_rng(0).random((5, 4), "float32")
+    parity = Artifact(path).compare(model, x)
+    assert [o.name for o in parity.outputs] == [f"output_{i}" for i in range(12)]
+    assert parity.max_abs < 1e-5
+    turned = keras.Model(inputs, outputs[::-1])
+    assert Artifact(path).compare(turned, x).max_abs > 0.1
 
 
 def test_layer_parity_finds_the_layer_that_differs(tiny_files):

@@ -66,6 +66,17 @@ def test_a_float_island_in_the_middle_is_seen():
     assert [op.op for op in found.float_ops] == ["DEQUANTIZE", "EXP", "QUANTIZE"]
 
 
+def test_macs_in_a_loop_are_not_known():
+    x, w, y = (TensorInfo(f"t{i}", (1, 4), "int8", constant=i == 1, index=i) for i in range(3))
+    once = OpInfo(0, "FULLY_CONNECTED", 1, (x, w), (y,))
+    body = OpInfo(0, "FULLY_CONNECTED", 1, (x, w), (y,), subgraph=1)
+    reshape = OpInfo(1, "RESHAPE", 1, (x,), (y,), subgraph=1)
+    path = pathlib.Path("x.tflite")
+    assert Audit(path, 1, 1, (x,), (y,), (once, reshape)).macs == 16
+    assert Audit(path, 1, 1, (x,), (y,), (once, body)).macs is None
+    assert "subgraph 1" in body.label
+
+
 def test_dynamic_range_file(tiny_files):
     found = audit(tiny_files["dynamic"])
     assert [op.op for op in found.hybrid_ops] == ["FULLY_CONNECTED"]

@@ -227,9 +227,13 @@ class Audit:
 
     @property
     def macs(self) -> int | None:
-        """Multiply-adds of one inference with a batch of 1; None where any op's is unknown."""
-        counts = [op.macs for op in self.ops if op.subgraph == 0]
-        return None if None in counts else sum(c for c in counts if c is not None)
+        """Multiply-adds of one inference with a batch of 1.
+
+        None where any op's is unknown, or where a subgraph that is run an unknown number of
+        times, such as the body of a loop, has some.
+        """
+        counts = [None if op.subgraph and op.macs else op.macs for op in self.ops]
+        return None if None in counts else sum(count for count in counts if count is not None)
 
     @property
     def dynamic_batch(self) -> bool:
