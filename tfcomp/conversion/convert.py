@@ -25,7 +25,7 @@ from tfcomp.conversion.artifact import Artifact
 from tfcomp.conversion.audit import Audit, OpInfo, TensorInfo, audit
 from tfcomp.conversion.calibration import calibration_arrays
 from tfcomp.errors import ConversionError, TfcompError
-from tfcomp.graph import check_model, trace
+from tfcomp.graph import as_functional, check_model, trace
 from tfcomp.quantization import strip_quantization
 from tfcomp.quantization.quantize_aware import is_quantize_aware, with_fixed_ranges
 
@@ -96,6 +96,7 @@ def convert(
     Jacob et al. 2017, arXiv:1712.05877; the format: https://ai.google.dev/edge/litert.
     """
     check_model(model)
+    model = as_functional(model)
     request = _checked(dtype, target, io_dtype, allow_float_ops, model)
     names = input_names(model)
     arrays = _calibration(model, names, request, calibration)

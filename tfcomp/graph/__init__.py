@@ -12,7 +12,15 @@ from tfcomp.graph.dependency import (
 from tfcomp.graph.folding import fold_batch_norm
 from tfcomp.graph.rebuild import clone_op, rebuild
 from tfcomp.graph.removal import remove_units
-from tfcomp.graph.trace import Graph, Node, Tensor, check_model, is_graph_model, trace
+from tfcomp.graph.trace import (
+    Graph,
+    Node,
+    Tensor,
+    as_functional,
+    check_model,
+    is_graph_model,
+    trace,
+)
 
 __all__ = [
     "FIXED",
@@ -24,6 +32,7 @@ __all__ = [
     "Producer",
     "SizeKey",
     "Tensor",
+    "as_functional",
     "check_model",
     "clone_op",
     "dependencies",

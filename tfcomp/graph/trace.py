@@ -177,7 +177,7 @@ def trace(model: keras.Model) -> Graph:
     nodes: list[Node] = []
     namer = _Namer()
     input_configs: dict[Tensor, dict[str, Any]] = {}
-    functional = _as_functional(model)
+    functional = as_functional(model)
     values: dict[Tensor, Any] = {}
     bound: dict[str, Tensor] = {}
     for operation in functional.operations:
@@ -273,7 +273,7 @@ def _trace_call(
     values: dict[Tensor, Any],
 ) -> Any:
     if is_graph_model(op):
-        inner = _as_functional(op)
+        inner = as_functional(op)
         given = list(tensors(args)) or list(tensors(kwargs))
         layers: list[str] = []
         _map_references(inner.get_config()["input_layers"], lambda ref: layers.append(ref[0]))
@@ -303,15 +303,17 @@ def _without_none(kwargs: dict[str, Any]) -> dict[str, Any]:
 @functools.cache
 def _functional_class() -> type[keras.Model]:
     # keras.Model(inputs, outputs) returns an instance of the functional class, which has no
-    # public name of its own.
+    # public name of its own. Keras 3.12 refuses a model without a layer.
     tensor = keras.Input((1,))
-    return type(keras.Model(tensor, tensor))
+    return type(keras.Model(tensor, keras.layers.Identity()(tensor)))
 
 
-def _as_functional(model: keras.Model) -> keras.Model:
+def as_functional(model: keras.Model) -> keras.Model:
     """A functional view on the same layers: plain configuration, whatever the class."""
     if isinstance(model, keras.Sequential):
-        return keras.Model(model.inputs, model.outputs, name=model.name)
+        # Not in lists, lest what is rebuilt return a list of one where this returns a tensor.
+        (inputs,), (outputs,) = model.inputs, model.outputs
+        return keras.Model(inputs, outputs, name=model.name)
     return keras.Model(model.input, model.output, name=model.name)
 
 
