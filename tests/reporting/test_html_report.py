@@ -132,6 +132,13 @@ def test_has_what_stands_behind_the_figures(report: dict[str, Any]) -> None:
     assert f"{total:,}" in plain
 
 
+def test_says_what_else_the_edge_tpu_analysis_found(report: dict[str, Any]) -> None:
+    report["edgetpu"].update(refused="Too new an op.", notes=["3 MB are streamed."])
+    text = _Page(render_html(report)).text
+    assert text.count("refuse the whole file: Too new an op.") == 2  # the caveat and the section
+    assert "3 MB are streamed." in text
+
+
 def test_is_deterministic_and_leaves_the_report_alone(report: dict[str, Any]) -> None:
     before = copy.deepcopy(report)
     assert render_html(report) == render_html(json.loads(json.dumps(report)))

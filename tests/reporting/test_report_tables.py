@@ -44,6 +44,8 @@ def test_edgetpu_table_groups_and_explains(report: dict[str, Any]) -> None:
     assert "CONV_2D × 4" in text
     assert "0–3" in text
     assert "Operation not supported" in text
+    report["edgetpu"]["ops"][0]["reason"] = "Mapped to Edge TPU"  # says no more than `mapped`
+    assert _print(edgetpu_table(report), 120) == text
     report["edgetpu"]["predicted"] = False
     assert "Edge TPU, as compiled" in _print(edgetpu_table(report), 120)
 

@@ -119,3 +119,12 @@ def test_nothing_and_one_stage() -> None:
         "One stage, only: its accuracy is 90.0%. There is nothing to compare it with."
     )
     assert summary.describe_file({}) is None
+
+
+def test_a_file_that_the_edge_tpu_compiler_refuses_is_not_called_mapped(
+    report: dict[str, Any],
+) -> None:
+    report["edgetpu"]["refused"] = "Didn't find op for builtin opcode 'CONV_2D' version '6'."
+    assert "13 of 14" not in str(summary.describe_file(report))
+    assert "predicted to be refused" in str(summary.describe_file(report))
+    assert "would refuse the whole file: Didn't find op" in _caveats(report)

@@ -495,7 +495,7 @@ def _layer_cell(key: str, value: int | None, total: int | None) -> _Cell:
         bar = f'<span class="bar" title="{share:.1f}%"><i style="width:{share:.1f}%"></i></span>'
         text = f'<span class="share">{text}{bar}</span>'
     elif key in ("macs", "bytes"):
-        text = f'<span class="share">{text}<span style="width:64px"></span></span>'
+        text = f'<span class="share">{text}<span class="gap"></span></span>'
     return _Cell(text, numeric=True)
 
 
@@ -574,7 +574,8 @@ def _edgetpu_section(report: Mapping[str, Any]) -> str:
             ("What would help", False),
         ]
         table = _table("Edge TPU ops", columns, [("", _op_cells(group)) for group in groups])
-    return _section("Edge TPU", table, lead=_edgetpu_lead(edgetpu))
+    notes = _list(escape(note) for note in reading.texts(edgetpu, "notes"))
+    return _section("Edge TPU", table, notes, lead=_edgetpu_lead(edgetpu))
 
 
 def _edgetpu_lead(edgetpu: Mapping[Any, Any]) -> str:
@@ -588,6 +589,9 @@ def _edgetpu_lead(edgetpu: Mapping[Any, Any]) -> str:
             f"{counted} are predicted to map, by rules drawn from compiled files and the "
             "vendor’s documentation; edgetpu_compiler was not run."
         ]
+    refused = reading.text(edgetpu, "refused")
+    if refused:
+        words.append(f"The compiler would refuse the whole file: {refused}")
     baseline = reading.whole(edgetpu, "all_mapped_baseline")
     if baseline is not None:
         words.append(f"For scale: a prediction that simply maps everything says {baseline}.")

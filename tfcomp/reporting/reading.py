@@ -249,8 +249,11 @@ def group_ops(ops: list[Mapping[Any, Any]]) -> list[OpGroup]:
     def key(item: tuple[int, Mapping[Any, Any]]) -> tuple[Any, ...]:
         op = item[1]
         mapped = op.get("mapped") if isinstance(op.get("mapped"), bool) else None
-        texts = (text(op, name) for name in ("certainty", "reason", "suggestion"))
-        return (text(op, "op") or "–", mapped, *texts)
+        reason = text(op, "reason")
+        # The compiler's words for success repeat what `mapped` says.
+        reason = None if mapped and reason == "Mapped to Edge TPU" else reason
+        name = text(op, "op") or "–"
+        return (name, mapped, text(op, "certainty"), reason, text(op, "suggestion"))
 
     groups = []
     for (op, mapped, certainty, reason, suggestion), items in itertools.groupby(

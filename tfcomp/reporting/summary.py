@@ -219,7 +219,9 @@ def _edgetpu_parts(report: Mapping[str, Any]) -> Iterator[str]:
     if mapped is None or total is None:
         return
     predicted = reading.get(report, "edgetpu", "predicted")
-    if predicted is False:
+    if reading.text(report, "edgetpu", "refused"):
+        yield "predicted to be refused by the Edge TPU compiler"
+    elif predicted is False:
         yield f"{mapped} of {total} ops mapped to the Edge TPU by its compiler"
     else:
         yield f"{mapped} of {total} ops predicted to map to the Edge TPU"
@@ -325,12 +327,19 @@ def _file_caveats(report: Mapping[str, Any]) -> Iterator[str]:
             f"The file and the Keras model agree on only {100 * agreement:.1f}% of the answers; "
             f"{100 * _AGREEMENT:.1f}% or more is expected."
         )
+    yield from _edgetpu_caveats(report)
+
+
+def _edgetpu_caveats(report: Mapping[str, Any]) -> Iterator[str]:
+    refused = reading.text(report, "edgetpu", "refused")
+    if refused:
+        yield f"The Edge TPU compiler would refuse the whole file: {refused}"
     mapped = reading.whole(report, "edgetpu", "mapped")
     total = reading.whole(report, "edgetpu", "total")
     if mapped is None or total is None:
         return
     if reading.get(report, "edgetpu", "predicted") is not False:
         yield "The Edge TPU mapping is predicted from rules; its compiler was not run."
-    if mapped < total:
+    if mapped < total and not refused:
         rest = total - mapped
         yield f"{rest} of {total} ops would stay on the CPU beside an Edge TPU; see the op table."
