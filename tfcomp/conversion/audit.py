@@ -297,7 +297,7 @@ class Audit:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("#", "op", "ver", "in", "weights", "out", "MACs"):
             right = column in ("#", "ver", "MACs")
-            table.add_column(column, justify="right" if right else "left")
+            table.add_column(column, justify="right" if right else "left", no_wrap=column == "op")
         for op in self.ops:
             main = next((t for t in op.inputs if not t.constant), None)
             weight = max(op.weights, key=lambda t: t.nbytes, default=None)
@@ -341,8 +341,9 @@ def audit(path: str | os.PathLike[str]) -> Audit:
     try:
         return _Reader(file, data).audit()
     except _DAMAGE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise _damaged(file, f"damaged or truncated contents ({reason})") from error
+        # Other errors come from inside the schema's readers and would tell a user nothing.
+        reason = f" ({error})" if isinstance(error, _BoundsError) else ""
+        raise _damaged(file, f"damaged or truncated contents{reason}") from error
 
 
 def read_tflite(path: str | os.PathLike[str]) -> bytes:

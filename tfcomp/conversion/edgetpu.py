@@ -99,7 +99,7 @@ class EdgeTpuReport:
 
     def __rich__(self) -> RenderableType:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("op")
+        table.add_column("op", no_wrap=True)
         table.add_column("count", justify="right")
         table.add_column("status")
         table.add_column("how sure")

@@ -102,7 +102,7 @@ class Compilation:
 
     def __rich__(self) -> RenderableType:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("op")
+        table.add_column("op", no_wrap=True)
         table.add_column("compiled", justify="right")
         table.add_column("predicted", justify="right")
         table.add_column("status")

@@ -128,7 +128,7 @@ class Profile:
         total = "?" if self.macs is None else f"{self.macs:,}"
         if self.macs is None and self.counted_macs:
             total = f"≥ {self.counted_macs:,}"
-        table.add_column("layer", "total")
+        table.add_column("layer", "total", no_wrap=True)
         table.add_column("kind")
         table.add_column("output")
         table.add_column("parameters", f"{self.parameters:,}", justify="right")
