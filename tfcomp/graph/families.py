@@ -246,10 +246,9 @@ def _flatten(call: Call) -> Flow | None:
     flow, shape = call.flow, call.tensor.shape
     if flow is None or len(shape) == 2:
         return flow
-    ids = _everywhere(flow, shape)
-    if call.data_axis == 1:
-        ids = np.moveaxis(ids, 0, -1)
-    return Flow(1, ids.ravel())
+    # Refuses channels_first, whose order of flattening is another.
+    _ = call.data_axis
+    return Flow(1, _everywhere(flow, shape).ravel())
 
 
 @handles(layers.Reshape)

@@ -1,0 +1,887 @@
+"""shrink: the smaller model computes what the masked model of full size computes.
+
+The masked model is made without the code under test. Which channels were removed is read off
+the values that the smaller model still holds; which inputs of which consumers they reach is found
+by running the model: the removed channels are disturbed, every consumer's output is replaced by
+noise, and an input that differs between the two runs is one that a removed channel reaches.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from keras import layers
+
+from tfcomp.errors import TfcompError, UnsupportedModelError
+from tfcomp.graph import dependencies, rebuild, removal, trace
+from tfcomp.graph.trace import substitute
+from tfcomp.pruning import Criterion, L1Norm, L2Norm, Random, shrink
+
+# Name of the kernel that reads, its input axis; name of the kernel that creates, its output axis.
+KERNELS = {
+    "Conv1D": ("kernel", 1, "kernel", 2),
+    "Conv2D": ("kernel", 2, "kernel", 3),
+    "Conv3D": ("kernel", 3, "kernel", 4),
+    "Conv2DTranspose": ("kernel", 3, "kernel", 2),
+    "Dense": ("kernel", 0, "kernel", 1),
+    "SeparableConv2D": ("depthwise_kernel", 2, "pointwise_kernel", 3),
+}
+
+
+# --- The oracle -------------------------------------------------------------------------------
+
+
+def randomize(model, seed=0):
+    """Every weight and every BatchNormalization statistic, at a scale that keeps signals alive."""
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        shape = tuple(variable.shape)
+        if "variance" in variable.path or "gamma" in variable.path:
+            value = rng.uniform(0.5, 1.5, shape)
+        elif "kernel" in variable.path:
+            fan_in = np.prod(shape[:-2]) if "depthwise" in variable.path else np.prod(shape[:-1])
+            value = rng.normal(size=shape) / np.sqrt(max(fan_in, 1)) * 1.5
+        elif np.issubdtype(np.dtype(variable.dtype), np.floating):
+            value = rng.normal(size=shape) * 0.5
+        else:
+            continue
+        variable.assign(value.astype(variable.dtype))
+    return model
+
+
+def random_inputs(model, batch=4, seed=1):
+    rng = np.random.default_rng(seed)
+    return [
+        rng.normal(size=(batch, *(size or 12 for size in tensor.shape[1:]))).astype("float32")
+        for tensor in model.inputs
+    ]
+
+
+def outputs(model, arrays):
+    sequential = isinstance(model, keras.Sequential)
+    given = arrays[0] if sequential else keras.tree.pack_sequence_as(model.input, arrays)
+    result = model(given, training=False)
+    return [np.asarray(value) for value in keras.tree.flatten(result)]
+
+
+def kept_channels(old, new, kind):
+    """Which output channels of `old` are those of `new`, by the values that they hold."""
+    _, _, kernel, axis = KERNELS[kind]
+    before, after = (
+        np.moveaxis(np.asarray(getattr(layer, kernel)), axis, 0) for layer in (old, new)
+    )
+    rows = before.reshape(len(before), -1)
+    kept = []
+    for values in after.reshape(len(after), -1):
+        holders = np.flatnonzero(np.isin(rows, values[0]).any(axis=1))
+        holders = [row for row in holders if np.isin(values, rows[row]).all()]
+        assert len(holders) == 1, "random values have to be distinct"
+        kept.append(int(holders[0]))
+    return kept
+
+
+def removed_of(model, small):
+    """Removed output channels by layer, where there are any."""
+    removed = {}
+    for name, op in trace(model).ops.items():
+        kind = type(op).__name__
+        if isinstance(op, layers.Layer) and kind in KERNELS:
+            kept = kept_channels(op, small.get_layer(name), kind)
+            gone = sorted(set(range(getattr(op, "filters", getattr(op, "units", 0)))) - set(kept))
+            if gone:
+                removed[name] = gone
+    return removed
+
+
+def reached_inputs(model, removed, batch=16):
+    """For each consumer the input channels that a removed channel reaches, as a mask."""
+    graph = trace(model)
+    runs = []
+    for disturbed in (False, True):
+        values = dict(
+            zip(graph.input_tensors, map(tf.constant, random_inputs(model, batch)), strict=True)
+        )
+        seen = {}
+        for index, node in enumerate(graph.nodes):
+            kwargs = {key: value for key, value in node.kwargs.items() if value is not None}
+            result = node.op(*substitute(node.args, values), **substitute(kwargs, values))
+            if isinstance(node.op, layers.Layer) and node.kind in KERNELS:
+                first = getattr(node.op, "data_format", None) == "channels_first"
+                seen[index] = np.moveaxis(
+                    np.asarray(values[node.inputs[0]]), 1 if first else -1, -1
+                )
+                rng = np.random.default_rng(index)
+                noise = rng.normal(size=result.shape)
+                if disturbed and node.name in removed:
+                    place = np.moveaxis(noise, 1 if first else -1, 0)
+                    gone = removed[node.name]
+                    place[gone] = 30.0 * rng.normal(size=place[gone].shape)
+                result = tf.constant(noise, tf.float32)
+            values.update(zip(node.outputs, keras.tree.flatten(result), strict=True))
+        runs.append((seen, [np.asarray(values[tensor]) for tensor in graph.output_tensors]))
+    (calm, calm_out), (wild, wild_out) = runs
+    for index, (a, b) in enumerate(zip(calm_out, wild_out, strict=True)):
+        np.testing.assert_array_equal(a, b, f"a removed channel reaches output {index} directly")
+    reached = {}
+    for index, node in enumerate(graph.nodes):
+        if index in calm:
+            mask = (calm[index] != wild[index]).reshape(-1, calm[index].shape[-1]).any(axis=0)
+            assert (reached.setdefault(node.name, mask) == mask).all(), (
+                "calls of a shared layer differ"
+            )
+    return reached
+
+
+def masked(model, removed):
+    """A copy of full size: the weights with which consumers read removed channels are zero."""
+    copy = rebuild(model)
+    ops = trace(model).ops
+    for name, mask in reached_inputs(model, removed).items():
+        kernel, axis, _, _ = KERNELS[type(ops[name]).__name__]
+        if getattr(ops[name], "groups", 1) != 1:
+            assert not mask.any(), f"removed channels reach the grouped convolution {name!r}"
+            continue
+        variable = getattr(copy.get_layer(name), kernel)
+        value = np.array(variable)
+        np.moveaxis(value, axis, 0)[mask] = 0.0
+        variable.assign(value)
+    return copy
+
+
+def assert_equal_to_masked(model, small, alive=True):
+    """Raises AssertionError unless equal; returns whether the outputs depend on the inputs."""
+    removed = removed_of(model, small)
+    assert removed, "nothing was removed: the comparison would say nothing"
+    arrays = random_inputs(model)
+    expected, received = outputs(masked(model, removed), arrays), outputs(small, arrays)
+    full = outputs(model, arrays)
+    for y, z in zip(expected, received, strict=True):
+        assert np.isfinite(y).all()
+        np.testing.assert_allclose(z, y, rtol=0, atol=1e-5 * np.abs(y).max())
+    lives = all(np.ptp(y, axis=0).max() > 1e-3 * np.abs(y).max() for y in expected)
+    lives &= any(np.abs(w - y).max() > 1e-3 for w, y in zip(full, expected, strict=True))
+    assert lives or not alive, "signals have died: the comparison would say little"
+    return lives
+
+
+def input_names(model):
+    return [config["name"] for config in trace(model).input_configs.values()]
+
+
+def check(model, seed=0, **arguments):
+    """Shrinks a randomised model and compares; returns the smaller model and the report."""
+    randomize(model, seed)
+    before = [np.array(weight) for weight in model.get_weights()]
+    small, report = shrink(model, **{"criterion": Random(seed), **arguments})
+    assert_equal_to_masked(model, small)
+    assert all((a == b).all() for a, b in zip(before, model.get_weights(), strict=True))
+    assert input_names(small) == input_names(model)
+    assert list(small.output_names) == list(model.output_names)
+    assert report.parameters_after == small.count_params() < model.count_params()
+    assert set(json.loads(json.dumps(report.to_dict()))["skipped"]) == set(report.skipped)
+    for layer in report.layers:
+        op = small.get_layer(layer.name)
+        assert layer.after == getattr(op, "filters", getattr(op, "units", None)) >= 1
+    return small, report
+
+
+# --- Models -----------------------------------------------------------------------------------
+
+
+def conv_bn(x, filters, size=3, name=None, **kwargs):
+    x = layers.Conv2D(filters, size, padding="same", use_bias=False, name=name, **kwargs)(x)
+    return layers.ReLU()(layers.BatchNormalization()(x))
+
+
+def head(x, classes=3):
+    return layers.Dense(classes, name="logits")(layers.GlobalAveragePooling2D()(x))
+
+
+def plain():
+    x = keras.Input((8, 8, 3))
+    y = conv_bn(x, 8, name="a")
+    y = layers.MaxPooling2D()(layers.PReLU()(y))
+    y = conv_bn(y, 10, name="b")
+    y = layers.SpatialDropout2D(0.1)(layers.PReLU(shared_axes=[1, 2])(y))
+    y = layers.AveragePooling2D(2)(layers.ZeroPadding2D()(y))
+    y = layers.Conv2D(7, 1, activation="swish", name="c")(layers.Cropping2D(1)(y))
+    return keras.Model(x, head(layers.Dropout(0.2)(layers.UpSampling2D()(y))))
+
+
+def flattened():
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            layers.Conv2D(5, 3, activation="relu", name="conv"),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dense(9, activation="gelu", name="hidden"),
+            layers.BatchNormalization(),
+            layers.Dense(4, name="logits"),
+        ]
+    )
+
+
+def residual():
+    x = keras.Input((8, 8, 3))
+    y = conv_bn(x, 6, name="stem")
+    z = conv_bn(conv_bn(y, 5, name="i1"), 6, name="i2")
+    y = layers.ReLU()(layers.Add()([y, z]))
+    z = conv_bn(y, 7, strides=2, name="p1")
+    z = layers.BatchNormalization()(layers.Conv2D(9, 3, padding="same", name="p2")(z))
+    shortcut = layers.BatchNormalization()(layers.Conv2D(9, 1, strides=2, name="short")(y))
+    y = layers.Activation("relu")(layers.Add()([shortcut, z]))
+    return keras.Model(x, head(layers.Average()([y, conv_bn(y, 9, name="last")])))
+
+
+def dense_net():
+    x = keras.Input((8, 8, 3))
+    y = conv_bn(x, 4, name="stem")
+    for index in range(3):
+        z = layers.ReLU()(layers.BatchNormalization()(y))
+        z = layers.Conv2D(4 + index, 3, padding="same", name=f"grow{index}")(z)
+        y = layers.Concatenate()([y, z])
+    y = layers.Conv2D(8, 1, name="transition")(layers.BatchNormalization()(y))
+    return keras.Model(x, layers.Dense(3, name="logits")(layers.Flatten()(y)))
+
+
+def inception():
+    x = keras.Input((8, 8, 3))
+    branches = [
+        conv_bn(x, 4, 1, name="one"),
+        conv_bn(conv_bn(x, 3, 1, name="three_a"), 5, name="three_b"),
+        layers.Conv2D(3, 1, name="pool")(layers.MaxPooling2D(3, 1, padding="same")(x)),
+        x,
+    ]
+    y = layers.Concatenate()(branches)
+    wide = layers.Conv2D(15, 3, padding="same", name="wide")(x)
+    # One convolution coupled with several through a concatenation, the input among them.
+    return keras.Model(x, head(layers.Maximum()([y, wide])))
+
+
+def inverted_residual():
+    x = keras.Input((8, 8, 3))
+    y = conv_bn(x, 6, name="stem")
+    for index in range(2):
+        z = conv_bn(y, 12, 1, name=f"expand{index}")
+        z = layers.DepthwiseConv2D(3, padding="same", depth_multiplier=1 + index)(z)
+        z = layers.ReLU(6.0)(layers.BatchNormalization()(z))
+        z = layers.BatchNormalization()(layers.Conv2D(6, 1, name=f"project{index}")(z))
+        y = layers.Add()([y, z])
+    y = layers.SeparableConv2D(8, 3, depth_multiplier=2, name="separable")(y)
+    return keras.Model(x, head(y))
+
+
+def squeeze_excite():
+    x = keras.Input((8, 8, 3))
+    y = conv_bn(x, 8, name="body")
+    gate = layers.GlobalAveragePooling2D(keepdims=True)(y)
+    gate = layers.Conv2D(3, 1, activation="relu", name="squeeze")(gate)
+    gate = layers.Conv2D(8, 1, activation="sigmoid", name="excite")(gate)
+    y = layers.Multiply()([y, gate])
+    gate = layers.Reshape((1, 1, 8))(layers.GlobalMaxPooling2D()(y))
+    gate = layers.Dense(4, activation="relu", name="squeeze2")(gate)
+    gate = layers.Dense(8, activation="hard_sigmoid", name="excite2")(gate)
+    attention = layers.Conv2D(1, 1, activation="sigmoid", name="where")(y)
+    return keras.Model(x, head((y * gate) * attention))
+
+
+def two_in_two_out():
+    image = keras.Input((8, 8, 3), name="image")
+    facts = keras.Input((5,), name="facts")
+    y = conv_bn(image, 6, name="conv")
+    z = layers.Dense(6, activation="tanh", name="facts_up")(facts)
+    y = layers.Add()([y, z])
+    heat = layers.Conv2D(2, 1, name="heat")(y)
+    joined = layers.Concatenate()([layers.GlobalMaxPooling2D()(y), facts])
+    joined = layers.Dense(7, activation="relu", name="joined")(joined)
+    score = layers.Dense(3, name="score")(joined)
+    return keras.Model({"image": image, "facts": facts}, {"heat": heat, "score": score})
+
+
+def shared():
+    x = keras.Input((8, 8, 3))
+    conv = layers.Conv2D(6, 3, padding="same", name="shared")
+    norm = layers.BatchNormalization()
+    a = layers.Conv2D(6, 3, padding="same", name="first")(x)
+    b = norm(conv(layers.ReLU()(a)))
+    c = norm(conv(layers.ReLU()(b)))
+    return keras.Model(x, head(layers.Concatenate()([b, c])))
+
+
+def nested():
+    inner_x = keras.Input((8, 8, 5))
+    inner_y = layers.Conv2D(5, 3, padding="same", name="inner")(inner_x)
+    block = keras.Model(inner_x, layers.ReLU()(inner_x + layers.BatchNormalization()(inner_y)))
+    tail = keras.Sequential([layers.Conv2D(6, 1, name="tail"), layers.GlobalAveragePooling2D()])
+    x = keras.Input((8, 8, 3))
+    y = block(layers.Conv2D(5, 1, name="outer")(x))
+    return keras.Model(x, layers.Dense(3, name="logits")(tail(block(y))))
+
+
+def operators():
+    x = keras.Input((8, 8, 3))
+    a = layers.Conv2D(6, 3, padding="same", name="a")(x)
+    b = layers.Conv2D(6, 3, padding="same", name="b")(keras.ops.relu(a) * 2.0)
+    y = (a + b) / 3.0 - keras.ops.sigmoid(b) * np.float32(0.5)
+    y = keras.ops.concatenate([y, keras.ops.maximum(a, 0.1)], axis=-1)
+    c = layers.Conv2D(6, 1, name="c")(keras.ops.clip(-y, -2.0, 2.0))
+    y = keras.ops.mean(c, axis=[1, 2])
+    y = keras.ops.reshape(y, (-1, 1, 6)) ** 2
+    return keras.Model(x, layers.Dense(3, name="logits")(layers.Flatten()(y)))
+
+
+def multi_consumer():
+    x = keras.Input((8, 8, 3))
+    y = conv_bn(x, 8, name="body")
+    a = layers.Conv2D(4, 3, name="valid")(y)
+    b = layers.Conv2D(4, 1, name="pointwise")(layers.Cropping2D(1)(y))
+    c = layers.Dense(4, name="pixelwise")(
+        layers.Cropping2D(1)(layers.DepthwiseConv2D(3, padding="same")(y))
+    )
+    d = layers.Conv2DTranspose(4, 3, padding="same", name="up")(layers.Cropping2D(1)(y))
+    return keras.Model(x, head(a + b + c + d))
+
+
+def rearranged():
+    x = keras.Input((12,))
+    y = layers.Dense(4 * 4 * 6, name="spread")(x)
+    y = layers.Reshape((4, 4, 6))(y)
+    y = layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same", name="conv")(y))
+    # A channel shuffle.
+    y = layers.Reshape((4, 4, 2, 4))(y)
+    y = layers.Reshape((4, 4, 8))(layers.Permute((1, 2, 4, 3))(y))
+    y = layers.Dense(5, name="pixel")(layers.Reshape((16, 8))(y))
+    y = layers.Conv1D(6, 3, padding="causal", name="conv1d")(y)
+    y = layers.Concatenate(axis=1)([y, layers.Dense(6, name="beside")(y)])
+    return keras.Model(x, layers.Dense(3, name="logits")(layers.Reshape((-1,))(y)))
+
+
+def volumes():
+    x = keras.Input((4, 4, 4, 2))
+    y = layers.Conv3D(5, 2, name="a")(x)
+    y = layers.Conv3D(4, 1, name="b")(layers.MaxPooling3D()(layers.LeakyReLU()(y)))
+    return keras.Model(x, layers.Dense(2, name="logits")(layers.GlobalAveragePooling3D()(y)))
+
+
+def dynamic_size():
+    x = keras.Input((None, None, 3))
+    y = conv_bn(x, 6, name="a")
+    return keras.Model(x, head(layers.Add()([y, conv_bn(y, 6, name="b")])))
+
+
+MODELS = [
+    plain, flattened, residual, dense_net, inception, inverted_residual, squeeze_excite,
+    two_in_two_out, shared, nested, operators, multi_consumer, rearranged, volumes, dynamic_size,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("make", MODELS)
+def test_smaller_model_equals_masked_model(make, scope):
+    check(make(), seed=3, scope=scope)
+
+
+def test_barrier_in_the_middle_is_left_alone_and_listed():
+    x = keras.Input((8, 8, 3))
+    y = conv_bn(x, 6, name="cut")
+    y = layers.Conv2D(5, 1, name="before")(y)
+    y = layers.Lambda(lambda t: t - keras.ops.mean(t, axis=-1, keepdims=True), name="strange")(y)
+    y = layers.Conv2D(6, 1, name="after")(y)
+    _, report = check(keras.Model(x, head(y)))
+    assert "Lambda" in report.skipped["strange"]
+    assert "flows into 'strange' (Lambda)" in report.skipped["before"]
+    assert report.skipped["logits"] == "is an output of the model"
+    counts = {layer.name: (layer.before, layer.after) for layer in report.layers}
+    assert counts == {"cut": (6, 3), "before": (5, 5), "after": (6, 3), "logits": (3, 3)}
+    assert "strange" in str(report)
+
+
+@pytest.mark.parametrize("make", [
+    lambda x: layers.Conv2D(6, 1, groups=3, name="odd")(x),
+    lambda x: layers.LayerNormalization(name="odd")(x),
+    lambda x: layers.GroupNormalization(3, name="odd")(x),
+    lambda x: layers.Softmax(name="odd")(x),
+    lambda x: layers.Activation("softmax", name="odd")(x),
+    lambda x: layers.MultiHeadAttention(2, 3, name="odd")(x, x),
+    lambda x: layers.Reshape((8, 48), name="odd")(x)[:, :, :6],
+    lambda x: layers.TimeDistributed(layers.Dense(6), name="odd")(x),
+    lambda x: layers.Rescaling([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], name="odd")(x),
+    lambda x: x * np.arange(1.0, 7.0, dtype="float32"),
+    lambda x: x[..., :4],
+    lambda x: x + x[..., :1],
+    lambda x: keras.ops.softmax(x),
+    lambda x: keras.ops.sum(x, axis=-1, keepdims=True),
+    lambda x: layers.Dense(6)(layers.Permute((1, 3, 2))(x)),
+    lambda x: layers.BatchNormalization(axis=1)(x),
+])  # fmt: skip
+def test_what_mixes_channels_stops_the_cut_but_not_the_model(make):
+    x = keras.Input((8, 8, 3))
+    y = layers.Conv2D(6, 1, name="free")(x)
+    y = layers.Conv2D(6, 1, name="into")(layers.ReLU()(y))
+    y = layers.Flatten()(make(y))
+    _, report = check(keras.Model(x, layers.Dense(3, name="logits")(y)))
+    assert "flows into" in report.skipped["into"] or "activation" in report.skipped["into"]
+    assert {x.name: x.after for x in report.layers}["into"] == 6
+    assert {x.name: x.after for x in report.layers}["free"] == 3
+
+
+def test_shared_layer_also_called_on_the_input_is_not_cut_where_it_reads():
+    x = keras.Input((8, 8, 4))
+    conv = layers.Conv2D(4, 3, padding="same", name="shared")
+    norm = layers.BatchNormalization()
+    alpha = layers.PReLU(name="alpha")
+    y = conv(alpha(norm(x))) + layers.Conv2D(4, 1, name="b")(x)
+    z = layers.Conv2D(6, 1, name="free")(norm(alpha(layers.Conv2D(4, 1, name="c")(y))))
+    _, report = check(keras.Model(x, head(conv(layers.Conv2D(4, 1, name="d")(z)))))
+    after = {layer.name: layer.after for layer in report.layers}
+    assert after["c"] == after["d"] == 4
+    assert after["shared"] == after["b"] == 2
+    assert after["free"] == 3
+
+
+def test_channels_first_is_left_alone_and_listed():
+    x = keras.Input((8, 8, 3))
+    y = layers.Conv2D(6, 1, name="free")(x)
+    y = layers.Permute((3, 1, 2))(layers.Conv2D(6, 1, name="last")(y))
+    y = layers.Conv2D(8, 3, data_format="channels_first", name="first")(y)
+    y = layers.Flatten(data_format="channels_first")(layers.BatchNormalization(axis=1)(y))
+    y = layers.Dense(8, activation="relu", name="hidden")(y)
+    _, report = check(keras.Model(x, layers.Dense(3, name="logits")(y)))
+    after = {layer.name: layer.after for layer in report.layers}
+    assert after == {"free": 3, "last": 6, "hidden": 4, "logits": 3}
+    assert "channels_first" in report.skipped["first"]
+    assert "flows into 'first' (Conv2D)" in report.skipped["last"]
+
+
+def test_zero_channels_go_first():
+    model = randomize(plain())
+    kernel = np.array(model.get_layer("b").kernel)
+    kernel[..., [1, 4, 7]] = 0.0
+    model.get_layer("b").kernel.assign(kernel)
+    small, _ = shrink(model, 0.3, L1Norm(), spare=["a", "c"])
+    gone = np.setdiff1d(
+        np.arange(10), kept_channels(model.get_layer("b"), small.get_layer("b"), "Conv2D")
+    )
+    assert gone.tolist() == [1, 4, 7]
+
+
+# --- The comparison can fail ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["shifted", "permuted"])
+@pytest.mark.parametrize("layer", ["i2", "p1", "last", "short", "logits", "batch_normalization"])
+def test_a_planted_wrong_index_is_caught(monkeypatch, fault, layer):
+    model = randomize(residual())
+    victim = layer
+    if layer == "batch_normalization":
+        victim = next(
+            n for n, o in trace(model).ops.items() if isinstance(o, layers.BatchNormalization)
+        )
+    target = [np.array(weight) for weight in model.get_layer(victim).get_weights()]
+    right = removal.sliced
+    planted = []
+
+    def wrong(value, keep):
+        result = right(value, keep)
+        mine = any(value.shape == weight.shape and (value == weight).all() for weight in target)
+        axis = min(keep, default=None)
+        if not mine or planted or axis is None or keep[axis].all():
+            return result
+        planted.append(value.shape)
+        if fault == "shifted":
+            # Other channels than those that were kept; the first would otherwise be the same.
+            return np.compress(
+                np.roll(keep[axis], 1),
+                right(value, {a: k for a, k in keep.items() if a != axis}),
+                axis,
+            )
+        return np.roll(result, 1, axis)
+
+    small, _ = shrink(model, criterion=Random(1))
+    assert_equal_to_masked(model, small)
+    monkeypatch.setattr(removal, "sliced", wrong)
+    small, _ = shrink(model, criterion=Random(1))
+    assert planted
+    with pytest.raises(AssertionError):
+        assert_equal_to_masked(model, small)
+
+
+# --- How many ---------------------------------------------------------------------------------
+
+
+def chain(*widths, classes=3):
+    x = y = keras.Input((4, 4, 3))
+    for index, width in enumerate(widths):
+        y = layers.Conv2D(width, 1, name=f"c{index}")(y)
+    return randomize(keras.Model(x, head(y, classes)))
+
+
+def widths(report):
+    return [layer.after for layer in report.layers if layer.name != "logits"]
+
+
+@pytest.mark.parametrize(
+    "ratio, round_to, expected",
+    [
+        (0.0, None, [10, 16, 100]),
+        (0.5, None, [5, 8, 50]),
+        (0.29, None, [8, 12, 71]),
+        (0.99, None, [1, 1, 1]),
+        (0.5, 8, [8, 8, 56]),
+        (0.9, 8, [8, 8, 16]),
+        (0.2, 8, [8, 16, 80]),
+        (0.01, 8, [10, 16, 100]),
+        (0.5, 64, [10, 16, 64]),
+        (0.5, 1, [5, 8, 50]),
+    ],
+)
+def test_counts_of_local_scope(ratio, round_to, expected):
+    _, report = shrink(chain(10, 16, 100), ratio, round_to=round_to)
+    assert widths(report) == expected
+    assert report.prunable == 126
+    assert report.removed == 126 - sum(expected)
+    assert report.asked == ratio
+    assert report.got == pytest.approx(report.removed / 126)
+    assert report.got <= ratio
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2", "random"])
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.77])
+def test_counts_of_global_scope(criterion, ratio):
+    _, report = shrink(chain(10, 16, 100), ratio, criterion, scope="global")
+    assert report.removed == int(ratio * 126)
+    assert sum(widths(report)) == 126 - report.removed
+    _, rounded = shrink(chain(10, 16, 100), ratio, criterion, scope="global", round_to=8)
+    for exact, kept, total in zip(widths(report), widths(rounded), (10, 16, 100), strict=True):
+        assert kept == min(total, -(-exact // 8) * 8)
+
+
+def test_coupled_channels_count_once():
+    _, report = shrink(randomize(residual()), 0.5)
+    before = {layer.name: layer.before for layer in report.layers}
+    after = {layer.name: layer.after for layer in report.layers}
+    assert report.prunable == 6 + 5 + 7 + 9
+    assert report.removed == 3 + 2 + 3 + 4
+    assert after["stem"] == after["i2"] == 3
+    assert after["p2"] == after["short"] == after["last"] == 5
+    assert before["logits"] == after["logits"]
+
+
+def test_global_scope_keeps_a_channel_of_each_layer():
+    class FirstLayers(Criterion):
+        comparable = True
+
+        def scores(self, dependencies):
+            return {
+                name: np.full(len(producer.units), float(index))
+                for index, (name, producer) in enumerate(dependencies.producers.items())
+            }
+
+    _, report = shrink(chain(4, 4, 4), 0.6, FirstLayers(), "global")
+    assert widths(report) == [1, 1, 3]
+    # What cannot be taken of the last layer is not there at all: the report says so.
+    _, report = shrink(chain(4, 4, 4), 0.95, FirstLayers(), "global")
+    assert widths(report) == [1, 1, 1]
+    assert report.got == 9 / 12 < report.asked
+
+
+def test_global_scope_is_fair_to_layers_of_any_scale():
+    model = chain(20, 20)
+    layer = model.get_layer("c0")
+    layer.kernel.assign(np.array(layer.kernel) * 1e-3)
+    _, report = shrink(model, 0.5, "l1", "global")
+    assert min(widths(report)) >= 5
+
+
+def test_rounding_where_layers_of_a_group_differ_in_width():
+    x = keras.Input((4, 4, 3))
+    joined = layers.Concatenate()(
+        [layers.Conv2D(12, 1, name="a")(x), layers.Conv2D(20, 1, name="b")(x)]
+    )
+    y = layers.Add()([layers.Conv2D(32, 1, name="c")(x), joined])
+    _, report = check(keras.Model(x, head(y)), ratio=0.6, round_to=8)
+    for layer in report.layers[:3]:
+        assert layer.after % 8 == 0 or layer.after == layer.before
+    assert 0 < report.removed <= 0.6 * 32
+
+
+def test_spare_and_importance_of_coupled_layers():
+    model = randomize(residual())
+    small, report = shrink(model, 0.5, spare=["short", "i1"])
+    after = {layer.name: layer.after for layer in report.layers}
+    assert after["p2"] == after["short"] == after["last"] == 9
+    assert after["i1"] == 5
+    assert report.skipped["i1"] == "is to be spared"
+    # Stem and i2 are added up: what goes is what is small in the sum of both.
+    norms = sum(
+        np.abs(np.asarray(model.get_layer(n).kernel)).sum((0, 1, 2)) for n in ("stem", "i2")
+    )
+    for name in ("stem", "i2"):
+        kept = kept_channels(model.get_layer(name), small.get_layer(name), "Conv2D")
+        assert kept == sorted(np.argsort(norms, kind="stable")[3:].tolist())
+
+
+def test_ties_go_by_index_and_a_seed_gives_the_same_model():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(6, name="h"), layers.Dense(2)])
+    model.layers[0].set_weights([np.ones((3, 6)), np.arange(6.0)])
+    small, _ = shrink(model, 0.5)
+    assert small.get_layer("h").get_weights()[1].tolist() == [3.0, 4.0, 5.0]
+    first, second = (shrink(model, 0.5, Random(4))[0] for _ in range(2))
+    for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# --- An ordinary Keras model ------------------------------------------------------------------
+
+
+def test_flags_names_and_structure_stay():
+    model = two_in_two_out()
+    model.get_layer("conv").trainable = False
+    model.get_layer("joined").kernel_regularizer = keras.regularizers.L2(1e-3)
+    small, _ = check(model)
+    assert small.name == model.name
+    assert small.get_layer("conv").trainable is False
+    assert small.get_layer("joined").trainable is True
+    assert [layer.name for layer in small.layers] == [layer.name for layer in model.layers]
+    assert set(small.input) == {"image", "facts"}
+    assert set(small.output) == {"heat", "score"}
+    assert {key: value.shape for key, value in small.output.items()} == {
+        key: value.shape for key, value in model.output.items()
+    }
+    frozen = nested()
+    next(layer for layer in frozen.layers if isinstance(layer, keras.Sequential)).trainable = False
+    small, _ = shrink(randomize(frozen))
+    assert small.get_layer("tail").trainable is False
+    assert small.get_layer("outer").trainable is True
+
+
+def test_smaller_model_trains():
+    small, _ = shrink(randomize(residual()))
+    small.compile("adam", "mse")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 8, 8, 3)), rng.normal(size=(8, 3))
+    losses = small.fit(x, y, epochs=3, verbose=0).history["loss"]
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+
+
+_LOAD = """
+import sys
+sys.modules["tfcomp"] = None
+import keras, numpy as np
+model = keras.models.load_model(sys.argv[1])
+data = np.load(sys.argv[2])
+np.testing.assert_allclose(np.asarray(model(data["x"])), data["y"], rtol=1e-6, atol=1e-6)
+"""
+
+
+def test_loads_where_the_library_is_absent(tmp_path):
+    small, _ = shrink(randomize(inverted_residual()))
+    path = tmp_path / "small.keras"
+    small.save(path)
+    x = random_inputs(small)[0]
+    np.savez(tmp_path / "data.npz", x=x, y=np.asarray(small(x)))
+    script = tmp_path / "load.py"
+    script.write_text(_LOAD)
+    done = subprocess.run(
+        [sys.executable, script, path, tmp_path / "data.npz"],
+        capture_output=True, text=True, cwd=pathlib.Path(tmp_path), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_litert_runs_the_smaller_model():
+    from ai_edge_litert.interpreter import Interpreter
+
+    small, _ = shrink(randomize(squeeze_excite()))
+    fixed = rebuild(small, batch_size=1)
+    converted = tf.lite.TFLiteConverter.from_keras_model(fixed).convert()
+    interpreter = Interpreter(model_content=converted)
+    interpreter.allocate_tensors()
+    x = random_inputs(small, batch=1)[0]
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    interpreter.invoke()
+    received = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    expected = np.asarray(small(x))
+    np.testing.assert_allclose(received, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+# --- Bad input --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"ratio": 50}, r"Received: ratio=50. Did you mean 0.5\?"),
+        ({"ratio": 1.0}, r"in \[0, 1\)"),
+        ({"ratio": -0.1}, r"in \[0, 1\)"),
+        ({"ratio": float("nan")}, "Received: ratio=nan"),
+        ({"ratio": "half"}, "Received: ratio='half'"),
+        ({"ratio": True}, "Received: ratio=True"),
+        ({"scope": "Globl"}, r"Did you mean 'global'\?"),
+        ({"criterion": "L1"}, r"Did you mean 'l1'\?"),
+        ({"criterion": L2Norm}, r"Write L2Norm\(\)"),
+        ({"criterion": 7}, "Received: criterion=7"),
+        ({"round_to": 0}, "at least 1"),
+        ({"round_to": 8.0}, "at least 1"),
+        ({"spare": ["c00"]}, r"Did you mean 'c0'\?"),
+    ],
+)
+def test_bad_arguments_are_told_in_one_line(arguments, words):
+    with pytest.raises(TfcompError, match=words) as caught:
+        shrink(chain(4), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scores", [np.ones(3), np.full(4, np.nan), None])
+def test_bad_scores_are_refused(scores):
+    class Bad(Criterion):
+        def scores(self, dependencies):
+            return {} if scores is None else dict.fromkeys(dependencies.producers, scores)
+
+    with pytest.raises(TfcompError, match="array of 4 finite scores"):
+        shrink(chain(4, classes=4), criterion=Bad())
+
+
+def test_a_model_without_anything_to_cut_is_refused_with_the_reasons():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="only")])
+    with pytest.raises(TfcompError, match="only: is an output of the model"):
+        shrink(model)
+    copy, report = shrink(model, 0.0)
+    assert report.removed == report.prunable == 0
+    np.testing.assert_array_equal(copy.get_weights()[0], model.get_weights()[0])
+    with pytest.raises(UnsupportedModelError, match="at least one"):
+        removal.remove_units(dependencies(chain(4)), range(4))
+
+
+# --- Generated models -------------------------------------------------------------------------
+
+
+@st.composite
+def steps(draw):
+    """What to do, as numbers: (kind, which tensor, which other tensor, how many)."""
+    number = st.integers(0, 7)
+    return draw(
+        st.lists(st.tuples(st.integers(0, 13), number, number, number), min_size=3, max_size=12)
+    )
+
+
+def generated(plan):
+    """A valid model of any branching: each step adds a tensor made from earlier ones."""
+    x = keras.Input((6, 6, 3))
+    pool = [layers.Conv2D(4, 1)(x)]
+    made = []
+    for kind, i, j, n in plan:
+        a, b = pool[-1 - i % len(pool)], pool[-1 - j % len(pool)]
+        pool.append(_step(kind, x, a, b, n, made))
+    last = pool[-1]
+    joined = last if len(pool) < 3 else _merge(layers.Add, last, pool[len(pool) // 2])
+    flat = layers.Flatten()(joined) if len(plan) % 2 else layers.GlobalAveragePooling2D()(joined)
+    ends = [layers.Dense(3)(layers.Dense(5, activation="tanh")(flat))]
+    if len(plan) % 3 == 0:
+        ends.append(layers.Conv2D(2, 1)(pool[0]))
+    return keras.Model(x, ends)
+
+
+def _merge(kind, a, b):
+    if a.shape[-1] != b.shape[-1]:
+        b = layers.Conv2D(a.shape[-1], 1, use_bias=False)(b)
+    return kind()([a, b])
+
+
+def _step(kind, x, a, b, n, made):
+    if kind <= 1:
+        conv = layers.Conv2D(2 + n, 1 + 2 * kind, padding="same", use_bias=n % 2 == 0)
+        made.append((a.shape[-1], conv))
+        return conv(a)
+    if kind == 2:
+        return layers.BatchNormalization()(layers.Conv2D(2 + n, 1, activation="relu")(a))
+    if kind == 3:
+        return layers.DepthwiseConv2D(3, padding="same", depth_multiplier=1 + n % 2)(a)
+    if kind == 4:
+        return layers.BatchNormalization(scale=n % 2 == 0, center=n % 3 > 0)(a)
+    if kind == 5:
+        options = [layers.ReLU, layers.PReLU, layers.ELU, lambda: layers.PReLU(shared_axes=[1, 2])]
+        return options[n % 4]()(a)
+    if kind == 6:
+        return _merge([layers.Add, layers.Subtract, layers.Average, layers.Maximum][n % 4], a, b)
+    if kind == 7:
+        return layers.Concatenate()([a, b])
+    if kind == 8:
+        gate = layers.GlobalAveragePooling2D(keepdims=True)(a)
+        return a * layers.Conv2D(a.shape[-1], 1, activation="sigmoid")(gate)
+    if kind == 9:
+        return a * 0.5 + (a if n % 2 else 1.0)
+    if kind == 10:
+        return layers.MaxPooling2D(3, 1, padding="same")(a)
+    if kind == 11:
+        return layers.Concatenate()([a, x, b])
+    if kind == 12:
+        return a - keras.ops.mean(a, axis=-1, keepdims=True) if n == 0 else a * a
+    fitting = [conv for width, conv in made if width == a.shape[-1]]
+    return fitting[n % len(fitting)](a) if fitting else layers.SeparableConv2D(2 + n, 1)(a)
+
+
+def compare_generated(plan, seed):
+    keras.utils.clear_session()
+    model = randomize(generated(plan), seed)
+    found = dependencies(model)
+    rng = np.random.default_rng(seed)
+    ratio, scope = float(rng.choice([0.3, 0.5, 0.8])), str(rng.choice(["local", "global"]))
+    small, report = shrink(model, ratio, Random(seed), scope, round_to=None if seed % 3 else 2)
+    assert report.prunable == found.n_units
+    return bool(report.removed) and assert_equal_to_masked(model, small, alive=False)
+
+
+def compare_many(count, **kwargs):
+    lives = []
+
+    @settings(deadline=None, max_examples=count, suppress_health_check=list(HealthCheck), **kwargs)
+    @given(steps(), st.integers(0, 1000))
+    def run(plan, seed):
+        lives.append(compare_generated(plan, seed))
+
+    run()
+    assert np.mean(lives) > 0.5, "too many models whose outputs do not depend on their inputs"
+
+
+def test_generated_models():
+    compare_many(25, derandomize=True)
+
+
+@pytest.mark.long
+def test_many_generated_models():
+    compare_many(300)
+
+
+# --- Models that people use -------------------------------------------------------------------
+
+
+def application(name, **kwargs):
+    make = getattr(keras.applications, name)
+    return make(weights=None, classes=10, classifier_activation=None, **kwargs)
+
+
+def test_mobilenet_v2():
+    model = application("MobileNetV2", input_shape=(32, 32, 3), alpha=0.35)
+    _, report = check(model, round_to=8, ratio=0.5)
+    assert all(x.after % 8 == 0 for x in report.layers if x.name != "predictions")
+    assert list(report.skipped) == ["predictions"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name, size", [
+    ("ResNet50", 32), ("ResNet50V2", 32), ("DenseNet121", 32), ("EfficientNetB0", 32),
+    ("MobileNetV3Small", 32), ("Xception", 71), ("MobileNet", 32), ("NASNetMobile", 32),
+    ("InceptionV3", 75), ("VGG16", 32), ("ConvNeXtTiny", 32), ("EfficientNetV2B0", 32),
+])  # fmt: skip
+def test_applications(name, size):
+    check(application(name, input_shape=(size, size, 3)))
