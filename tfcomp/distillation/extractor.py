@@ -135,8 +135,9 @@ def _multi_output(model: keras.Model, tensors: dict[str, Any], role: str) -> ker
 
 
 def _plain_classes() -> tuple[type[keras.Model], ...]:
+    # Keras 3.12 refuses a model without a layer.
     tensor = keras.Input((1,))
-    return type(keras.Model(tensor, tensor)), keras.Sequential
+    return type(keras.Model(tensor, keras.layers.Identity()(tensor))), keras.Sequential
 
 
 def _nearest(name: str, known: list[str]) -> str:
