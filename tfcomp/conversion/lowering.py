@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from tfcomp.graph import Node, rebuild, trace
-from tfcomp.graph.folding import affine, fold_batch_norm, is_keras_own, with_config
+from tfcomp.graph import Node, clone_op, rebuild, trace
+from tfcomp.graph.folding import affine, fold_batch_norm, is_keras_own
 from tfcomp.quantization import FakeQuantizeWeights, tflite8
 from tfcomp.quantization.grids import fake_quantize
 
@@ -37,7 +37,7 @@ def in_float32(model: keras.Model) -> keras.Model:
         return model
 
     def clone(name: str, op: Any) -> Any:
-        return None if is_float32(op) else with_config(op, name, dtype="float32")
+        return None if is_float32(op) else clone_op(op, name, {"dtype": "float32"})
 
     return rebuild(graph, clone)
 
@@ -57,7 +57,7 @@ def for_integers(model: keras.Model) -> keras.Model:
     """
     graph = trace(fold_batch_norm(in_float32(model)))
     lines = {node.name: line for node in graph.nodes if (line := _line(node)) is not None}
-    lowered = {node.name: _lowered(node) for node in graph.nodes}
+    lowered: dict[str, Any] = {node.name: _lowered(node) for node in graph.nodes}
     result = rebuild(graph, lambda name, op: lowered[name])
     for name, (slope, offset) in lines.items():
         lowered[name].set_weights([slope.reshape(1, 1, -1, 1), offset])
@@ -66,7 +66,8 @@ def for_integers(model: keras.Model) -> keras.Model:
 
 def _lowered(node: Node) -> keras.layers.Layer | None:
     """The form in which a layer is converted; None for as it is."""
-    shape = node.outputs[0].shape
+    # `Any`, since a shape that reaches the lines below it has no None.
+    shape: Any = node.outputs[0].shape
     activation = tflite8.activation_of(node)
     if _line(node) is not None:
         depthwise = keras.layers.DepthwiseConv2D(1, name=node.name)
@@ -87,7 +88,7 @@ def _lowered(node: Node) -> keras.layers.Layer | None:
 
 def _line(node: Node) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:
     """a and c of a layer that computes a·x + c per channel and has to become a convolution."""
-    shape = node.outputs[0].shape
+    shape: Any = node.outputs[0].shape
     if not is_keras_own(node.op) or len(shape) < 2 or None in shape[1:]:
         return None
     if node.kind == "BatchNormalization" and node.op.axis in (-1, len(shape) - 1):

@@ -118,7 +118,7 @@ def fold_batch_norm(
     def clone(name: str, op: Any) -> Any:
         if not any(node.name == name for node in pairs):
             return None
-        folded[name] = with_config(op, name, use_bias=True)
+        folded[name] = clone_op(op, name, {"use_bias": True})
         return folded[name]
 
     def call(new_op: Any, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -128,14 +128,6 @@ def fold_batch_norm(
     for node, norm in pairs.items():
         _set_folded(folded[node.name], node, norm)
     return result
-
-
-def with_config(op: Any, name: str, **changes: Any) -> Any:
-    """A fresh layer like `op`, with some entries of its configuration changed."""
-    copy = clone_op(op, name)
-    config = copy.get_config()
-    config.update(changes)
-    return type(op).from_config(config)
 
 
 def _set_folded(layer: keras.layers.Layer, node: Node, norm: Node) -> None:

@@ -29,7 +29,11 @@ def clone_op(op: Any, name: str | None = None, changes: Mapping[str, Any] | None
         UnsupportedModelError: If the class does not say how to be made again.
     """
     try:
-        config = {**op.get_config(), **(changes or {})}
+        config = op.get_config()
+        if "activation" in config and callable(getattr(op, "activation", None)):
+            # The function itself: only Keras's own can be made again from what is serialised.
+            config["activation"] = op.activation
+        config.update(changes or {})
         if name is not None and isinstance(op, keras.layers.Layer):
             config["name"] = name
         if isinstance(op, keras.layers.Lambda):

@@ -8,7 +8,7 @@ import keras
 
 from tfcomp.errors import TfcompError
 from tfcomp.graph import Graph, Node, Tensor, clone_op, folding, rebuild, trace
-from tfcomp.graph.folding import is_keras_own, with_config
+from tfcomp.graph.folding import is_keras_own
 from tfcomp.quantization import tflite8
 from tfcomp.quantization.layers import FakeQuantize, FakeQuantizeWeights
 
@@ -181,7 +181,7 @@ def _split(name: str, op: Any) -> keras.Sequential | None:
     if separable:
         chain = list(_depthwise_and_pointwise(name, op))
     else:
-        chain = [with_config(op, name, activation="linear")]
+        chain = [clone_op(op, name, {"activation": "linear"})]
     if fused:
         chain[-1].activation = op.activation
     else:
