@@ -1,6 +1,7 @@
 """What a user adds to `model.fit`."""
 
-from tfcomp.callbacks.prune_weights import PruneWeights, PruningReport
+from tfcomp.callbacks.prune_weights import PruneWeights
+from tfcomp.callbacks.pruning_report import PruningReport
 from tfcomp.callbacks.sparsity_logger import SparsityLogger
 
 __all__ = ["PruneWeights", "PruningReport", "SparsityLogger"]

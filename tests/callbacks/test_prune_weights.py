@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from tfcomp.callbacks import PruneWeights, prune_weights
+from tfcomp.callbacks import PruneWeights, pruning_session
 
 from tfcomp.errors import TfcompError
 from tfcomp.pruning import ConstantSparsity, CosineDecay, Masked, PolynomialDecay
@@ -647,7 +647,7 @@ def test_a_training_step_that_ignores_constraints_is_found() -> None:
 def test_weights_put_back_after_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     # As if the weights could not be written: the zeros are read back, not believed.
     monkeypatch.setattr(Masked, "zeroed", lambda self, w: w)
-    monkeypatch.setattr(prune_weights._Session, "check_constraints_hold", lambda self: None)
+    monkeypatch.setattr(pruning_session.Session, "check_constraints_hold", lambda self: None)
     with pytest.raises(TfcompError, match=r"not the 0\.5 asked for: m/a/kernel has 0 zeros of 44"):
         fit(compiled(), PruneWeights(ConstantSparsity(0.5)))
 

@@ -1,0 +1,72 @@
+"""What weight pruning did to a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tfcomp.pruning.sparsity import KernelSparsity, total_sparsity
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningReport:
+    """What `PruneWeights` did, read back from the weights.
+
+    Attributes:
+        kernels: The zeros of each pruned kernel.
+        skipped: For each weight that was left alone, the reason.
+        asked: Sparsity that the schedule asks for at `step`.
+        step: Steps of the schedule taken so far.
+        end_step: Steps that the schedule needs.
+        start_step: Step at which this `fit` began: 0, or more where it continued an earlier one.
+        rezeroed: Removed weights that were not zero when training ended, because an average
+            (`use_ema`) or an earlier epoch (`EarlyStopping`) had been put back, and that were
+            set to zero again. The network was not trained around those zeros.
+    """
+
+    kernels: tuple[KernelSparsity, ...]
+    skipped: dict[str, str]
+    asked: float
+    step: int
+    end_step: int
+    start_step: int
+    rezeroed: int
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros over weights of all the pruned kernels together, in [0, 1]."""
+        return total_sparsity(self.kernels)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the schedule has reached its final sparsity."""
+        return self.step >= self.end_step
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        return {
+            "sparsity": self.sparsity,
+            "asked": self.asked,
+            "step": self.step,
+            "end_step": self.end_step,
+            "start_step": self.start_step,
+            "rezeroed": self.rezeroed,
+            "kernels": [
+                {**dataclasses.asdict(row), "shape": list(row.shape), "sparsity": row.sparsity}
+                for row in self.kernels
+            ],
+            "skipped": dict(self.skipped),
+        }
+
+    def __str__(self) -> str:
+        zeros, size = sum(r.zeros for r in self.kernels), sum(r.size for r in self.kernels)
+        head = (
+            f"{zeros:,} of {size:,} weights in {len(self.kernels)} kernels are zero: "
+            f"{self.sparsity:.4f} (asked {self.asked:.4f}) after {self.step} steps"
+        )
+        rows = [
+            f"  {row.sparsity:.4f}  {row.zeros:>10,} of {row.size:>10,}  {row.name}"
+            for row in self.kernels
+        ]
+        left = [f"  left alone  {name}: {reason}" for name, reason in self.skipped.items()]
+        return "\n".join([head, *rows, *left])
