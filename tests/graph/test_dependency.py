@@ -113,11 +113,11 @@ def test_shared_layer_couples_what_it_reads():
     "layer, words",
     [
         (lambda: conv(4, "odd", groups=2), "is a grouped convolution (groups=2)"),
-        (lambda: layers.LayerNormalization(name="odd"), "normalises over them"),
+        (lambda: layers.LayerNormalization(name="odd"), "normalises over channels"),
         (lambda: layers.Lambda(lambda t: t, name="odd"), "cannot be looked into"),
-        (lambda: layers.Softmax(name="odd"), "normalises over them"),
+        (lambda: layers.Softmax(name="odd"), "normalises over channels"),
         (lambda: layers.Dropout(0.1, (None, 1, 1, 4), name="odd"), "noise_shape"),
-        (lambda: layers.RandomRotation(0.1, name="odd"), "not known to keep them apart"),
+        (lambda: layers.RandomRotation(0.1, name="odd"), "not known to keep channels apart"),
     ],
 )
 def test_barriers_are_listed_with_what_flows_into_them(layer, words):

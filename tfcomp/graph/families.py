@@ -157,21 +157,21 @@ def _check_constants(call: Call, end: int) -> None:
     if not isinstance(call.op, layers.Layer):
         shapes += [np.shape(value) for value in call.op.get_config().values() if value is not None]
     if any(len(shape) >= -end and shape[end] != 1 for shape in shapes):
-        raise Barrier("combines them with a constant that has a value for each")
+        raise Barrier("combines channels with a constant that has a value for each")
 
 
 @handles(layers.Dropout, layers.AlphaDropout)
 def _dropout(call: Call) -> Flow | None:
     shape = call.op.noise_shape
     if call.flow and shape is not None and shape[call.flow.axis] not in (None, 1):
-        raise Barrier("has a noise_shape that counts them")
+        raise Barrier("has a noise_shape that counts channels")
     return _elementwise(call)
 
 
 @handles(layers.Rescaling)
 def _rescaling(call: Call) -> Flow | None:
     if np.ndim(call.op.scale) or np.ndim(call.op.offset):
-        raise Barrier("rescales each by a constant of its own")
+        raise Barrier("rescales each channel by a constant of its own")
     return _elementwise(call)
 
 
@@ -179,7 +179,7 @@ def _rescaling(call: Call) -> Flow | None:
 def _softmax(call: Call) -> Flow | None:
     axes = np.atleast_1d(call.op.axis) % call.rank
     if call.flow and call.flow.axis in axes:
-        raise Barrier("normalises over them")
+        raise Barrier("normalises over channels")
     return _elementwise(call)
 
 
@@ -214,7 +214,7 @@ def _reduction(call: Call) -> Flow | None:
     axes = range(call.rank) if config["axis"] is None else np.atleast_1d(config["axis"])
     reduced = {int(axis) % call.rank for axis in axes}
     if flow.axis in reduced:
-        raise Barrier("reduces over them")
+        raise Barrier("reduces over channels")
     if config["keepdims"]:
         return flow
     return Flow(flow.axis - sum(axis < flow.axis for axis in reduced), flow.ids)
@@ -260,7 +260,7 @@ def _reshape(call: Call) -> Flow | None:
 def _reshape_operation(call: Call) -> Flow | None:
     shape = call.op.get_config()["newshape"]
     if call.flow and (shape[0] != -1 or call.tensor.shape[0] is not None):
-        raise Barrier("may mix the batch into them")
+        raise Barrier("may mix the batch into channels")
     return _reshaped(call, "newshape", shape, 0)
 
 
@@ -284,7 +284,7 @@ def _reshaped_flow(call: Call, flow: Flow) -> Flow:
     if kept is not None:
         return Flow(kept, flow.ids)
     if None in new[1:]:
-        raise Barrier("reshapes them with a size that is unknown")
+        raise Barrier("reshapes channels with a size that is unknown")
     ids = _everywhere(flow, old).reshape([size or 0 for size in new[1:]])
     for axis in reversed(range(ids.ndim)):
         rows = np.moveaxis(ids, axis, -1).reshape(-1, ids.shape[axis])
@@ -322,14 +322,14 @@ def _transposed(call: Call, axes: tuple[int, ...]) -> Flow | None:
         return None
     axis = axes.index(call.flow.axis)
     if axis == 0:
-        raise Barrier("makes them the batch")
+        raise Barrier("makes channels the batch")
     return Flow(axis, call.flow.ids)
 
 
 def _everywhere(flow: Flow, shape: tuple[int | None, ...]) -> Ids:
     """The id at every position of one sample, an array of shape `shape[1:]`."""
     if None in shape[1:]:
-        raise Barrier("rearranges them with a size that is unknown")
+        raise Barrier("rearranges channels with a size that is unknown")
     line = [1] * (len(shape) - 1)
     line[flow.axis - 1] = len(flow.ids)
     sizes = tuple(size for size in shape[1:] if size is not None)
@@ -343,18 +343,18 @@ def _ids(flow: Flow | None) -> Ids | None:
 # --- What is known not to keep channels apart, said better than "unknown" ---------------------
 
 _KNOWN_BARRIERS: dict[str, str] = {
-    "LayerNormalization": "normalises over them",
-    "RMSNormalization": "normalises over them",
-    "UnitNormalization": "normalises over them",
-    "GroupNormalization": "normalises them in groups",
+    "LayerNormalization": "normalises over channels",
+    "RMSNormalization": "normalises over channels",
+    "UnitNormalization": "normalises over channels",
+    "GroupNormalization": "normalises channels in groups",
     "Lambda": "is a function that cannot be looked into",
-    "GetItem": "picks some of them by index",
-    "Softmax": "normalises over them",
-    "LogSoftmax": "normalises over them",
-    "Normalization": "scales each by a constant of its own",
+    "GetItem": "picks values by index",
+    "Softmax": "normalises over channels",
+    "LogSoftmax": "normalises over channels",
+    "Normalization": "scales each channel by a constant of its own",
 }
 
 
 def barrier_reason(op: Any) -> str:
     """Why channels that flow into an operation without a handler are left alone."""
-    return _KNOWN_BARRIERS.get(type(op).__name__, "is not known to keep them apart")
+    return _KNOWN_BARRIERS.get(type(op).__name__, "is not known to keep channels apart")

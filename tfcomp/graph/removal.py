@@ -50,10 +50,12 @@ def remove_units(found: Dependencies, units: Iterable[int]) -> keras.Model:
                 "Received: units that take all of them."
             )
     entries = changed_entries(found, gone)
+    cut = {key.layer for key, units in found.axes.items() if gone[units].any()}
     made: dict[str, Any] = {}
 
     def clone(name: str, op: Any) -> Any:
-        made[name] = clone_op(op, name, entries.get(name))
+        changes = {**entries.get(name, {}), **(_array_initializers(op) if name in cut else {})}
+        made[name] = clone_op(op, name, changes)
         return made[name]
 
     small = rebuild(found.graph, clone)
@@ -73,6 +75,16 @@ def sliced(value: Array, keep: dict[int, npt.NDArray[np.bool_]]) -> Array:
     for axis, marked in keep.items():
         value = np.compress(marked, value, axis)
     return value
+
+
+def _array_initializers(layer: keras.layers.Layer) -> dict[str, str]:
+    """Initialisers that hold an array of the old shape, and so cannot make the new weights."""
+    found = {key: getattr(layer, key, None) for key in layer.get_config()}
+    return {
+        key: "zeros"
+        for key, value in found.items()
+        if isinstance(value, keras.initializers.Constant) and np.ndim(value.value)
+    }
 
 
 def _index(layer: keras.layers.Layer, weight: str) -> int:

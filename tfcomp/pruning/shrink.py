@@ -168,7 +168,7 @@ def shrink(
         removed=len(removed),
         scope=scope,
         criterion=repr(judge),
-        round_to=round_to,
+        round_to=None if round_to is None else int(round_to),
         layers=tuple(_layer_channels(found, removed)),
         skipped=dict(found.skipped),
         parameters_before=model.count_params(),
