@@ -296,6 +296,43 @@ def test_code_of_own_layers_counts(data: Data, tmp_path: pathlib.Path) -> None:
     np.testing.assert_allclose(outputs, data[0] * 3, rtol=1e-6)
 
 
+def test_teacher_without_configuration_gets_no_file(data: Data, tmp_path: pathlib.Path) -> None:
+    class Teacher(keras.Model):
+        def __init__(self, scale: Any) -> None:
+            super().__init__()
+            self.scale, self.flat = scale, keras.layers.Flatten()
+
+        def call(self, inputs: Any) -> Any:
+            return self.flat(inputs) * self.scale
+
+    teacher = Teacher(np.float32(2.0))
+    teacher(data[0])
+    with pytest.raises(TfcompError, match="leave `path` out"):
+        cache_teacher(batches_of(data), teacher, tmp_path / "t")
+    outputs = [e[0].teacher_outputs for e in rows(cache_teacher(batches_of(data), teacher))]
+    np.testing.assert_allclose(np.concatenate(outputs), 2 * data[0].reshape(16, -1))
+
+
+def test_lists_of_outputs_stay_comparable_for_losses_of_keras() -> None:
+    def net(width: int) -> keras.Model:
+        inputs = keras.Input((4,))
+        hidden = keras.layers.Dense(width)(inputs)
+        return keras.Model(inputs, [keras.layers.Dense(n)(hidden) for n in (3, 2)])
+
+    teacher = net(8)
+    kl = keras.losses.KLDivergence()
+    loss = keras.distillation.LogitsDistillation(2.0, loss=[kl, kl])
+    labels = (np.zeros(6, "int32"), np.zeros(6, "int32"))
+    dataset = tf.data.Dataset.from_tensor_slices((np.random.rand(6, 4), labels)).batch(6)
+    logs = []
+    for data in (dataset, cache_teacher(dataset, teacher)):
+        keras.utils.set_random_seed(1)
+        distiller = Distiller(teacher, net(4), loss)
+        distiller.compile("sgd", loss=CE)
+        logs.append(distiller.fit(data, verbose=0, shuffle=False).history["distillation_loss"][0])
+    assert logs[1] == pytest.approx(logs[0], rel=1e-4)
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "overwritten", "other"])
 def test_damaged_file_is_made_again(
     teacher: keras.Model, data: Data, tmp_path: pathlib.Path, damage: str

@@ -376,7 +376,9 @@ def test_teacher_is_no_part_of_the_model(make_net: Make, data: Data) -> None:
         np.testing.assert_array_equal(old, new)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize(
+    "share", [0.25, *(pytest.param(end, marks=pytest.mark.long) for end in (0.0, 1.0))]
+)
 def test_regularisation_counts_once(data: Data, share: float) -> None:
     x, y = data
 
@@ -413,7 +415,8 @@ def test_mixed_precision_follows_the_student(data: Data) -> None:
     keras.config.set_dtype_policy("mixed_float16")
     try:
         inputs = keras.Input((6, 6, 1))
-        features = keras.layers.Flatten(name="flat")(keras.layers.Conv2D(3, 3)(inputs))
+        hidden = keras.layers.Conv2D(3, 3, kernel_regularizer="l2")(inputs)
+        features = keras.layers.Flatten(name="flat")(hidden)
         output = keras.layers.Dense(3, dtype="float32")(features)
         student = keras.Model(inputs, output)
         teacher = keras.models.clone_model(student)
@@ -623,6 +626,13 @@ def test_compile_needs_a_loss_unless_labels_are_not_used(make_net: Make) -> None
     Distiller(make_net(), make_net(), KnowledgeDistillation(), student_loss_weight=0.0).compile(
         "adam"
     )
+
+
+def test_labels_are_needed_unless_they_are_not_used(make_net: Make, data: Data) -> None:
+    distiller = Distiller(make_net(), make_net(), KnowledgeDistillation())
+    distiller.compile("adam", loss=CE)
+    with pytest.raises(TfcompError, match="received x alone"):
+        distiller.fit(data[0], verbose=0)
 
 
 def test_no_teacher_needs_cached_outputs(make_net: Make, data: Data) -> None:

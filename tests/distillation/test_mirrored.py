@@ -58,6 +58,9 @@ SCRIPT = """
         data = tf.data.Dataset.from_tensor_slices(parts).batch(8)
         if case == "cached":
             data = cache_teacher(data, teacher)
+        if case == "response":
+            distiller.distillation_losses[0].temperature = 3.0
+            assert distiller.distillation_losses[0].get_config()["temperature"] == 3.0
         logs = distiller.fit(data, verbose=0, shuffle=False).history
         moved = np.abs(student.get_weights()[0] - before[0]).max()
         assert moved > 1e-3, moved

@@ -88,7 +88,9 @@ class Distiller(keras.Model):
         self.student = student
         self.student_loss_weight = _fraction(student_loss_weight)
         self._setup = _Setup(
-            teacher=teacher and FeatureExtractor(teacher, _names(terms, "teacher"), "teacher"),
+            teacher=None
+            if teacher is None
+            else FeatureExtractor(teacher, _names(terms, "teacher"), "teacher"),
             student=FeatureExtractor(student, _names(terms, "student"), "student"),
             terms=tuple(terms),
             losses=distillation_losses,
@@ -194,7 +196,12 @@ class Distiller(keras.Model):
                     "plain inputs, received data from cache_teacher, which holds the teacher's "
                     "outputs only. Train on the dataset itself."
                 )
-        return x.inputs, Features(x.teacher_outputs, {})
+        student = self._setup.student.symbolic()
+        outputs = x.teacher_outputs
+        if student is not None and list(shapes(outputs)) == list(shapes(student.outputs)):
+            # A dataset has made tuples of lists.
+            outputs = keras.tree.pack_sequence_as(student.outputs, keras.tree.flatten(outputs))
+        return x.inputs, Features(outputs, {})
 
     def _mixed_loss(self, data: Any, teacher: Features, student: Features) -> Any:
         """s·student + (1−s)·(Σ wᵢ·lossᵢ) + regularisation, for this replica's share."""
@@ -203,14 +210,20 @@ class Distiller(keras.Model):
         values = [term.value(teacher, student, sample_weight) for term in self._setup.terms]
         weights = self.distillation_loss_weights
         distilled = sum(w * value for w, value in zip(weights, values, strict=True))
-        extra = sum(keras.ops.sum(loss) for loss in self.losses) / replicas
-        if self.loss is None or (share == 0 and y is None):
+        floatx = keras.config.floatx()
+        extra = sum(keras.ops.sum(keras.ops.cast(loss, floatx)) for loss in self.losses) / replicas
+        if y is None and share > 0:
+            raise TfcompError(
+                f"The student's loss has the weight {share}: expected data of (x, y), received x "
+                "alone. For training without labels pass student_loss_weight=0.0."
+            )
+        if self.loss is None or y is None:
             supervised, loss = extra, distilled + extra
         else:
             # What Keras computes here includes `extra`, hence it is added to both sides.
             supervised = self.compute_loss(x, y, student.outputs, sample_weight, training=True)
             loss = share * supervised + (1.0 - share) * (distilled + extra)
-        count = tf.shape(keras.tree.flatten(x)[0])[0]
+        count = tf.shape(next(part for part in keras.tree.flatten(x) if part is not None))[0]
         totals = {"loss": loss, "student_loss": supervised, "distillation_loss": distilled}
         totals |= {t.name: v for t, v in zip(self._term_trackers, values, strict=False)}
         for tracker in [self._loss_metric(), *self._trackers()]:

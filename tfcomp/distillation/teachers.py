@@ -63,8 +63,8 @@ def cache_teacher(
         A dataset of (CachedInputs, …), batches of the size of the first, the last may be less.
 
     Raises:
-        TfcompError: If the dataset is infinite, empty or of another kind, or the file cannot
-            be written.
+        TfcompError: If the dataset is infinite, empty or of another kind, if the file cannot
+            be written, or if there is a file but no configuration to know the teacher by.
 
     Example:
         >>> import keras, numpy as np, tensorflow as tf
@@ -316,8 +316,12 @@ def _fingerprint(teacher: keras.Model) -> str:
     digest = hashlib.sha256()
     try:
         config = json.dumps(teacher.get_config(), sort_keys=True, default=str)
-    except NotImplementedError:
-        config = type(teacher).__qualname__
+    except NotImplementedError as error:
+        raise TfcompError(
+            "A changed teacher must be told from an old one: expected a teacher with get_config(), "
+            f"received {teacher.name!r}, which has none ({str(error).strip().splitlines()[0]}). "
+            "Define it, or leave `path` out."
+        ) from error
     digest.update(config.encode())
     for kind in sorted(_own_classes(teacher), key=lambda kind: kind.__qualname__):
         digest.update(kind.__qualname__.encode())

@@ -105,7 +105,7 @@ class KnowledgeDistillation(PerSampleLoss):
     @property
     def temperature(self) -> float:
         """The temperature in force; assign to change it."""
-        return float(self._temperature.value)
+        return float(keras.ops.convert_to_numpy(self._temperature))
 
     @temperature.setter
     def temperature(self, value: float) -> None:
