@@ -258,6 +258,11 @@ def test_subclassed_models_and_files_that_cannot_be_written(tmp_path):
         convert(tiny(), tmp_path / "file" / "a.tflite")
 
 
+def test_dense_scales_that_the_edge_tpu_does_not_take_are_told(tmp_path):
+    with pytest.warns(UserWarning, match="one scale per dense kernel"), pytest.raises(TfcompError):
+        convert(tiny(True), tmp_path / "a.tflite", dtype="int8", target="edgetpu")
+
+
 def test_what_the_converter_says_is_told_in_one_line(tmp_path, monkeypatch):
     module = sys.modules[convert_function.__module__]
 
@@ -269,11 +274,11 @@ def test_what_the_converter_says_is_told_in_one_line(tmp_path, monkeypatch):
         convert(tiny(), tmp_path / "a.tflite")
 
     def fails(*args, **kwargs):
-        log = "Traceback\nSome ops are not supported\nTF Select ops: Erfinv, Qr\nDetails:\n"
+        log = "Traceback\n" + 2 * "TF Select ops: Erfinv, Qr\n" + "Details:\n"
         return subprocess.CompletedProcess(args, 1, "", log)
 
     monkeypatch.setattr(module.subprocess, "run", fails)
-    with pytest.raises(ConversionError, match="no op for Erfinv, Qr"):
+    with pytest.raises(ConversionError, match="no op for Erfinv, Qr\\."):
         convert(tiny(), tmp_path / "a.tflite")
 
     def interrupted(*args, **kwargs):

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -128,7 +129,14 @@ def _checked(
     allowed = _IO_DTYPES.get(dtype, ("float32",))
     if io not in allowed:
         raise TfcompError(f"Expected io_dtype for {dtype!r} to be of {allowed}, received {io!r}.")
-    per_tensor = target == "edgetpu" or lowering.has_per_tensor_dense(model)
+    learnt = lowering.dense_axes(model)
+    if target == "edgetpu" and learnt - {()}:
+        warnings.warn(
+            "The Edge TPU takes one scale per dense kernel, and this model has learnt one per "
+            'unit: make it with quantize_aware(model, target="edgetpu") for an equal file.',
+            stacklevel=3,
+        )
+    per_tensor = target == "edgetpu" or () in learnt
     return _Request(dtype, target, io, per_tensor, allow_float_ops)
 
 
@@ -254,7 +262,7 @@ def _cause(log: str) -> str:
     """The one line of the converter's output that says why."""
     unsupported = re.findall(r"^(?:TF Select|Custom) ops: (.+)$", log, re.MULTILINE)
     if unsupported:
-        return f"TFLite has no op for {', '.join(unsupported)}."
+        return f"TFLite has no op for {', '.join(dict.fromkeys(unsupported))}."
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if re.search(r"\b(?:\w*Error|error):", line)]
     return (errors or lines or ["no message"])[-1][:400]

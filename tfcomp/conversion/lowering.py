@@ -16,14 +16,14 @@ from tfcomp.quantization import FakeQuantizeWeights, tflite8
 from tfcomp.quantization.grids import fake_quantize
 
 
-def has_per_tensor_dense(model: keras.Model) -> bool:
-    """Whether a quantisation-aware model has learnt one scale for a whole Dense kernel."""
-    return any(
-        isinstance(op, FakeQuantizeWeights)
-        and isinstance(op.layer, keras.layers.Dense)
-        and op.axes.get("kernel") == ()
+def dense_axes(model: keras.Model) -> set[tuple[int, ...]]:
+    """The axes along which a quantisation-aware model's Dense kernels have scales: `()` where
+    it has learnt one for the whole kernel."""
+    return {
+        op.axes["kernel"]
         for op in trace(model).ops.values()
-    )
+        if isinstance(op, FakeQuantizeWeights) and isinstance(op.layer, keras.layers.Dense)
+    }
 
 
 def in_float32(model: keras.Model) -> keras.Model:
