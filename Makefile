@@ -39,7 +39,7 @@ types: $(VENV)/installed
 	cd $(VENV)/types && MYPYPATH=wheel ../bin/python -m mypy --config-file ../../pyproject.toml -p tfcomp
 
 figures: $(VENV)/installed
-	$(BIN)/python benchmarks/figures.py
+	$(BIN)/python -m benchmarks.figures --measure
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo

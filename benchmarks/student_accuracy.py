@@ -31,6 +31,7 @@ _SEEDS = flags.DEFINE_integer("seeds", 5, "how many seeds", 1)
 
 NAME = "student_accuracy"
 STAGES_TO_JUDGE = ("teacher", "student", "tuned", "quantized")
+JUDGED = (*STAGES_TO_JUDGE, "int8", "alone")
 
 
 def student_stages(recipe: Recipe) -> list[Any]:
@@ -50,8 +51,13 @@ def judge_seed(seed: int, work: pathlib.Path, full: datasets.Dataset) -> dict[st
             model = keras.saving.load_model(folder / f"{index}-{stage.name}.keras")
             predictions = model.predict(full.x_test, batch_size=500, verbose=0)
             found[stage.name] = training.accuracy(predictions, full)
-    int8 = conversion.Artifact(folder / f"{len(recipe.stages)}-{recipe.stages[-1].name}.tflite")
+    report = recipes.read_report(folder)
+    *_, quantized, final = report["stages"]
+    int8 = conversion.Artifact(folder / final["files"]["tflite"])
     found["int8"] = training.accuracy(int8.run(full.x_test), full)
+    found["agreement"] = report["parity"]["argmax_agreement"]
+    found["int8_bytes_over_float"] = final["bytes"] / quantized["bytes"]
+    found["parameters"] = final["parameters"]
     found["alone"] = training.accuracy(
         train_alone(recipe, folder).predict(full.x_test, batch_size=500, verbose=0), full
     )
@@ -78,7 +84,7 @@ def summary(by_seed: dict[str, dict[str, float]]) -> dict[str, float]:
     """Means over seeds, in percent, and the paired difference with its standard error."""
     runs = list(by_seed.values())
     gaps = [100 * (run["int8"] - run["alone"]) for run in runs]
-    means = {key: 100 * statistics.mean(run[key] for run in runs) for key in runs[0]}
+    means = {key: 100 * statistics.mean(run[key] for run in runs) for key in JUDGED}
     error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else float("nan")
     return {**means, "difference": statistics.mean(gaps), "standard_error": error}
 
@@ -86,15 +92,14 @@ def summary(by_seed: dict[str, dict[str, float]]) -> dict[str, float]:
 def show(by_seed: dict[str, dict[str, float]]) -> None:
     """Prints a row for each seed and one for the means."""
     table = Table(title="Accuracy on the 10,000 test images of Fashion-MNIST, %")
-    names = list(next(iter(by_seed.values())))
-    for name in ("seed", *names, "int8 - alone"):
+    for name in ("seed", *JUDGED, "int8 - alone"):
         table.add_column(name, justify="right")
     for seed, run in by_seed.items():
         gap = 100 * (run["int8"] - run["alone"])
-        table.add_row(seed, *(f"{100 * run[n]:.2f}" for n in names), f"{gap:+.2f}")
+        table.add_row(seed, *(f"{100 * run[n]:.2f}" for n in JUDGED), f"{gap:+.2f}")
     means = summary(by_seed)
     gap_text = f"{means['difference']:+.2f} ± {means['standard_error']:.2f}"
-    table.add_row("mean", *(f"{means[n]:.2f}" for n in names), gap_text)
+    table.add_row("mean", *(f"{means[n]:.2f}" for n in JUDGED), gap_text)
     Console().print(table)
 
 

@@ -126,10 +126,14 @@ def test_interrupted_run_resumes_to_the_same_report(
     monkeypatch.setattr(training, "fit", fit)
     with pytest.raises(TfcompError, match="--resume"):
         recipes.run(recipe, tmp_path / "run")
+    # What a kill in the middle of writing leaves.
+    leftover = tmp_path / "run" / ".2-small.abcd.keras"
+    leftover.touch()
     # Other work in between must not change what comes out.
     keras.layers.Dense(3)(np.random.normal(size=(2, 2)))
     report = recipes.run(recipe, tmp_path / "run", resume=True)
     assert without_times(report) == without_times(whole[1])
+    assert not leftover.exists()
 
 
 def test_finished_run_resumes_at_once(whole, recipe_file, monkeypatch):
@@ -151,7 +155,7 @@ def test_killed_run_resumes_to_the_same_report(whole, recipe_file, tmp_path, del
     assert done.returncode == 0, done.stderr
     report = json.loads((out / "report.json").read_text())
     assert without_times(report) == without_times(whole[1])
-    assert not [p for p in out.iterdir() if p.suffix == ".tmp"]
+    assert not [p for p in out.iterdir() if p.name.startswith(".")]
 
 
 def test_folder_of_another_recipe(whole, recipe_file):
@@ -220,3 +224,20 @@ def test_disk_that_is_full(recipe_file, tmp_path):
     # With room again, the run goes on.
     one_stage = recipes.Recipe(recipe.title, recipe.data, recipe.stages[:1])
     assert recipes.run(one_stage, tmp_path / "other")["stages"][0]["name"] == "big"
+
+
+def test_pruned_weights_stay_pruned_through_later_stages(recipe_file, tmp_path):
+    value = yaml.safe_load(recipe_file.read_text())
+    value["stages"] = [
+        value["stages"][0],
+        {"prune": {"name": "sparse", "sparsity": 0.8, "epochs": 2}},
+        {"quantize": {"name": "aware", "epochs": 2}},
+        {"convert": {"name": "int8"}},
+    ]
+    report = recipes.run(recipes.parse(value, recipe_file.parent), tmp_path / "run")
+    dense, sparse, aware, int8 = report["stages"]
+    assert dense["nonzero_parameters"] > 0.9 * dense["parameters"]
+    assert sparse["nonzero_parameters"] < 0.4 * dense["parameters"]
+    assert aware["nonzero_parameters"] <= sparse["nonzero_parameters"]
+    assert aware["notes"] == ["The zeros that earlier pruning left were kept."]
+    assert int8["gzip_bytes"] < int8["bytes"]

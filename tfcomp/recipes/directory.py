@@ -45,6 +45,7 @@ class RunDirectory:
         run_file = self.path / RUN_FILE
         if run_file.exists():
             self._check_same(run_file, identity, resume)
+            self._remove_leftovers()
         else:
             self._check_empty()
             write_json(run_file, identity)
@@ -73,6 +74,13 @@ class RunDirectory:
 
     def _record_file(self, index: int) -> pathlib.Path:
         return self.file(index, ".json")
+
+    def _remove_leftovers(self) -> None:
+        """Removes the temporary files that a killed run could not remove itself."""
+        stems = [f"{n}-{stage.name}" for n, stage in enumerate(self._recipe.stages, start=1)]
+        for stem in (*stems, "run", "report"):
+            for file in self.path.glob(f".{stem}.*"):
+                file.unlink()
 
     def _check_same(self, run_file: pathlib.Path, identity: dict[str, Any], resume: bool) -> None:
         there = read_json(run_file)

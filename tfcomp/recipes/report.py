@@ -66,7 +66,11 @@ def _final(
     converted = isinstance(recipe.stages[-1], Convert)
     return {
         "layers": profiling.profile(model).to_dict()["layers"],
-        "file": {**audit.to_dict(), "path": file},
+        "file": {
+            **audit.to_dict(),
+            "path": file,
+            "dtype": getattr(recipe.stages[-1], "dtype", None),
+        },
         "parity": records[-1].get("parity"),
         "edgetpu": target if converted else None,
         "compatibility": [str(audit.compatibility)],

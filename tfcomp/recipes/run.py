@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfcomp import architectures, conversion, datasets, profiling, pruning, quantization, reporting
 from tfcomp.callbacks import PruneWeights
@@ -134,9 +135,14 @@ class _Step:
         schedule = pruning.PolynomialDecay(
             0.0, stage.sparsity, begin_step=0, end_step=max(1, steps * 3 // 4)
         )
-        callback = PruneWeights(schedule)
-        details = self._fit(model, stage, (callback,))
-        return {"what": f"Weights removed up to a sparsity of {stage.sparsity:g}.", **details}
+        pruned = PruneWeights.from_zeros if _holds_zeros(model) else PruneWeights
+        callback = pruned(schedule)
+        details = self._fit(model, stage, callback)
+        return {
+            "what": f"Weights removed up to a sparsity of {callback.report.sparsity:.3f}.",
+            "skipped": dict(callback.report.skipped),
+            **details,
+        }
 
     def _quantize(self, model: keras.Model, stage: Quantize) -> tuple[keras.Model, dict[str, Any]]:
         aware = quantization.quantize_aware(model)
@@ -148,9 +154,14 @@ class _Step:
         }
 
     def _fit(
-        self, model: keras.Model, stage: Any, callbacks: tuple[keras.callbacks.Callback, ...] = ()
+        self, model: keras.Model, stage: Any, masks: PruneWeights | None = None
     ) -> dict[str, Any]:
         teacher = getattr(stage, "teacher", None)
+        notes = []
+        if masks is None and _holds_zeros(model):
+            # What an earlier stage pruned stays pruned: exact zeros are the mask.
+            masks = PruneWeights.from_zeros()
+            notes.append("The zeros that earlier pruning left were kept.")
         trained = training.fit(
             model,
             self.dataset,
@@ -158,10 +169,11 @@ class _Step:
             stage,
             self.seed,
             teacher=self._model(teacher) if teacher else None,
-            callbacks=callbacks,
+            callbacks=(masks,) if masks else (),
             report=self.tell,
         )
         return {
+            "notes": notes,
             "train_seconds": trained.seconds,
             "epochs": stage.epochs,
             "history": trained.history,
@@ -246,6 +258,11 @@ class _Step:
                 f"inputs of shape {expected[0]} and outputs of shape {expected[1]}. "
                 f"Received: {received[0]} and {received[1]}."
             )
+
+
+def _holds_zeros(model: keras.Model) -> bool:
+    kernels, _ = pruning.find_kernels(model, depthwise=True)
+    return any(np.any(keras.ops.convert_to_numpy(k.variable) == 0) for k in kernels)
 
 
 def _size(model: keras.Model) -> dict[str, Any]:
