@@ -31,15 +31,15 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Over the installed package, from outside the root: on an editable install mypy would skip
-# tfcomp.callbacks without a word.
+# Over the package as it is installed, from outside the root: on an editable install mypy would
+# skip tfcomp.callbacks without a word.
 types: $(VENV)/installed
-	rm -rf $(VENV)/types && $(PYTHON) -m venv --system-site-packages $(VENV)/types
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/types/wheel .
-	cd $(VENV)/types && MYPYPATH=wheel ../bin/python -m mypy --config-file ../../pyproject.toml -p tfcomp
+	rm -rf .build $(VENV)/types
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(VENV)/types .
+	cd $(VENV)/types && ../bin/python -m mypy --config-file ../../pyproject.toml -p tfcomp
 
 figures: $(VENV)/installed
 	$(BIN)/python -m benchmarks.figures --measure
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo
+	rm -rf $(VENV) .build dist *.egg-info demo
