@@ -89,20 +89,20 @@ def prune(found: dict[str, Any]) -> list[Figure]:
 
 
 def qat(found: dict[str, Any]) -> list[Figure]:
-    group = found["steps"]
+    networks = {"residual_net": "a residual CNN", "mobile_net": "a MobileNet-like CNN"}
+    reach = {
+        ("residual_net", "BatchNorm kept"): "≤ 1.30",
+        ("residual_net", "BatchNorm folded"): "≤ 1.0",
+    }
     return [
         Figure(
-            "quantisation-aware step / plain step, BatchNorm kept",
-            "≤ 1.30",
-            ratio(group["BatchNorm kept"]),
-            control(group) + peer(group),
-        ),
-        Figure(
-            "the same, BatchNorm folded away beforehand",
-            "≤ 1.0",
-            ratio(group["BatchNorm folded"]),
-            control(group),
-        ),
+            f"quantisation-aware step / plain step, {what} of 0.1 M weights, {form}",
+            reach.get((name, form), "reported"),
+            ratio(found[name][form]),
+            control(found[name]) + peer(found[name]),
+        )
+        for name, what in networks.items()
+        for form in ("BatchNorm kept", "BatchNorm folded")
     ]
 
 

@@ -27,7 +27,7 @@ def training_batches(dataset: Dataset, settings: Data, seed: int) -> Any:
         .shuffle(len(x), seed=seed)
         .batch(settings.batch_size)
     )
-    if settings.flip or settings.shift:
+    if settings.flip or settings.shift or settings.erase:
         seeds = tf.data.Dataset.random(seed=seed + 1, rerandomize_each_iteration=True).batch(2)
         batches = tf.data.Dataset.zip(batches, seeds).map(
             lambda example, pair: (augment(example[0], pair, settings), example[1]),
@@ -38,12 +38,12 @@ def training_batches(dataset: Dataset, settings: Data, seed: int) -> Any:
 
 
 def augment(images: Any, seed: Any, settings: Data) -> Any:
-    """Mirrors and moves each image of a batch at random; what moves in is black.
+    """Mirrors, moves and partly erases each image of a batch at random; what is new is black.
 
     Args:
         images: Shape (N, height, width, channels).
         seed: Two integers, as `tf.random.stateless_uniform` takes them.
-        settings: `flip` and `shift`.
+        settings: `flip`, `shift` and `erase`.
 
     Returns:
         Images of the same shape and dtype.
@@ -61,4 +61,17 @@ def augment(images: Any, seed: Any, settings: Data) -> Any:
         )
         padded = tf.gather(padded, start[0] + tf.range(height), axis=1, batch_dims=1)
         images = tf.gather(padded, start[1] + tf.range(width), axis=2, batch_dims=1)
+    if settings.erase:
+        erased = tf.random.stateless_uniform([count, 1, 1, 1], seed + 2) < settings.erase
+        rectangle = (
+            _side(count, height, seed + 3)[:, :, None] & _side(count, width, seed + 4)[:, None]
+        )
+        images = tf.where(erased & rectangle[..., None], tf.zeros_like(images), images)
     return images
+
+
+def _side(count: Any, length: Any, seed: Any) -> Any:
+    """For each image, which of `length` rows or columns a rectangle covers: up to a half."""
+    middle, reach = tf.unstack(tf.random.stateless_uniform([2, count, 1], seed))
+    position = (tf.range(length, dtype="float32") + 0.5) / tf.cast(length, "float32")
+    return tf.abs(position - middle) < 0.05 + 0.2 * reach

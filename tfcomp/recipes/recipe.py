@@ -29,12 +29,15 @@ class Data:
         batch_size: Examples per training step.
         flip: Whether training images are mirrored left to right at random.
         shift: Training images are moved by up to so many pixels at random.
+        erase: Share of the training images in which a random rectangle is made black (random
+            erasing, Zhong et al. 2017, arXiv:1708.04896).
     """
 
     name: str
     batch_size: int = 128
     flip: bool = False
     shift: int = 0
+    erase: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,7 +340,7 @@ def _in_range(value: Any, where: str) -> Any:
     if key in ("sparsity", "ratio") and not 0 <= value < 1:
         hint = f" Did you mean {value / 100:g}?" if 1 < value < 100 else ""
         raise TfcompError(f"{where} must be a fraction in [0, 1). Received: {value!r}.{hint}")
-    if key == "student_loss_weight" and not 0 <= value <= 1:
+    if key in ("student_loss_weight", "erase") and not 0 <= value <= 1:
         raise TfcompError(f"{where} must be in [0, 1]. Received: {value!r}.")
     if key in ("temperature", "learning_rate") and not value > 0:
         raise TfcompError(f"{where} must be greater than 0. Received: {value!r}.")
