@@ -3,18 +3,18 @@
 from tfcomp.quantization.layers import FakeQuantize, FakeQuantizeWeights
 from tfcomp.quantization.observers import MovingAverageRange
 from tfcomp.quantization.quantize_aware import (
+    QuantizationReport,
     is_quantize_aware,
     quantization_report,
     quantize_aware,
     strip_quantization,
 )
-from tfcomp.quantization.tflite8 import Skipped
 
 __all__ = [
     "FakeQuantize",
     "FakeQuantizeWeights",
     "MovingAverageRange",
-    "Skipped",
+    "QuantizationReport",
     "is_quantize_aware",
     "quantization_report",
     "quantize_aware",

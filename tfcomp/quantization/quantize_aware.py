@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -73,9 +74,29 @@ def quantize_aware(
     return _Rewriter(graph, plan, observer).model()
 
 
-def quantization_report(
-    model: keras.Model, *, target: str = "tflite"
-) -> tuple[tflite8.Skipped, ...]:
+@dataclasses.dataclass(frozen=True)
+class QuantizationReport:
+    """What of a model becomes integer, and what stays float.
+
+    Attributes:
+        integer: Names of the layers and operations that compute in integers.
+        skipped: For each layer that stays float, the reason.
+    """
+
+    integer: tuple[str, ...]
+    skipped: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain lists, dicts and strings."""
+        return {"integer": list(self.integer), "skipped": self.skipped}
+
+    def __str__(self) -> str:
+        total = len(self.integer) + len(self.skipped)
+        head = f"{len(self.integer)} of {total} layers become integer."
+        return "\n".join([head, *(f"  {n} stays float: {why}" for n, why in self.skipped.items())])
+
+
+def quantization_report(model: keras.Model, *, target: str = "tflite") -> QuantizationReport:
     """Lists what stays float in a model that `quantize_aware` made, or would make.
 
     Args:
@@ -83,8 +104,7 @@ def quantization_report(
         target: As in `quantize_aware`.
 
     Returns:
-        One entry per layer that has no integer form: name, class and reason. Empty if all of
-        the model becomes integer.
+        The layers that become integer, and for each of the others the reason.
 
     Raises:
         UnsupportedModelError: If the model is subclassed or unbuilt.
@@ -92,11 +112,13 @@ def quantization_report(
     Example:
         >>> import keras
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.LayerNormalization(name="n")])
-        >>> quantization_report(model)[0].name
-        'n'
+        >>> list(quantization_report(model).skipped)
+        ['n']
     """
     plain = strip_quantization(model) if is_quantize_aware(model) else model
-    return tflite8.plan(trace(_canonical(plain, target, False)), target).skipped
+    graph = trace(_canonical(plain, target, False))
+    skipped = {entry.name: entry.reason for entry in tflite8.plan(graph, target).skipped}
+    return QuantizationReport(tuple(name for name in graph.ops if name not in skipped), skipped)
 
 
 def is_quantize_aware(model: keras.Model) -> bool:

@@ -149,7 +149,7 @@ class _Step:
         details = self._fit(aware, stage)
         return aware, {
             "what": "Trained with the rounding of int8 in place.",
-            "skipped": {s.name: s.reason for s in quantization.quantization_report(model)},
+            "skipped": quantization.quantization_report(model).skipped,
             **details,
         }
 
