@@ -6,7 +6,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 PROCESSES ?= 2
-export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo test test-all lint types figures clean
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -14,10 +15,11 @@ from typing import Any
 from absl import flags
 from absl.flags import FlagValues
 
+from tfcomp.errors import TfcompError
+
+_LOGS_WANTED = "TF_CPP_MIN_LOG_LEVEL" in os.environ
 # Before TensorFlow is imported, which only the sub-commands do: `--help` is to answer at once.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-from tfcomp.errors import TfcompError
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -39,6 +41,8 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 2 a user's mistake, 130 interrupted."""
+    if argv is None:
+        _quiet()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _dispatch(arguments)
@@ -54,6 +58,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         # The reader has closed, as `head` does; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _quiet() -> None:
+    """Keeps TensorFlow's native chatter off the terminal; Python's own errors still show.
+
+    Some of it is printed before any setting is read, so that only closing its file descriptor
+    helps. With TF_CPP_MIN_LOG_LEVEL set by the user, all of it shows.
+    """
+    if _LOGS_WANTED:
+        return
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -159,7 +159,7 @@ def test_file_size(tmp_path):
     found = file_size(path)
     assert found.nbytes == 10_000
     assert found.gzip_bytes == len(gzip.compress(bytes(10_000), 9, mtime=0)) < 100
-    assert "10 kB" in str(found)
+    assert "9.77 KiB" in str(found)
     assert json.loads(json.dumps(found.to_dict()))["nbytes"] == 10_000
     with pytest.raises(TfcompError, match="Cannot read"):
         file_size(tmp_path / "none")

@@ -9,6 +9,8 @@ from typing import IO, Any
 
 from rich.console import Console
 
+from tfcomp.profiling.render import bytes_text
+
 
 class Lines:
     """Prints what a run is doing.
@@ -58,5 +60,5 @@ class Lines:
 def _result(record: dict[str, Any]) -> str:
     return (
         f"  accuracy {record['accuracy']:.3f}, {record['parameters']:,} parameters, "
-        f"{record['bytes'] / 1000:,.1f} kB"
+        f"{bytes_text(record['bytes'])}"
     )

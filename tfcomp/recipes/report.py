@@ -65,7 +65,9 @@ def _final(
     target = {**edgetpu.analyse(audit).to_dict(), "path": file}
     converted = isinstance(recipe.stages[-1], Convert)
     return {
-        "layers": profiling.profile(model).to_dict()["layers"],
+        "layers": [
+            {**layer.to_dict(), "bytes": layer.nbytes} for layer in profiling.profile(model).layers
+        ],
         "file": {
             **audit.to_dict(),
             "path": file,

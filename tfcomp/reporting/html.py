@@ -376,6 +376,11 @@ def _plot_section(report: Mapping[str, Any], stages: list[Stage]) -> str:
     time = plots.accuracy_against(report, "latency_ms")
     if not size and not time:
         return ""
+    below = [
+        f"{s.name} ({units.format_percent(s.accuracy, s.examples)})"
+        for s in plots.out_of_view(stages)
+    ]
+    left_out = f" Far below and not drawn: {escape(', '.join(below))}." if below else ""
     missing = "No stage has both an accuracy and a {}, so there is nothing to draw."
     threads = {stage.threads for stage in stages if stage.threads is not None}
     runs = f", {_listed(sorted(threads))} thread{'' if threads == {1} else 's'}" if threads else ""
@@ -391,7 +396,7 @@ def _plot_section(report: Mapping[str, Any], stages: list[Stage]) -> str:
         ),
         "</div>",
         lead="The line follows the run. Hollow: another stage is no worse in either respect and "
-        "better in one. Filled: none is. Dotted: 95% interval of the accuracy.",
+        f"better in one. Filled: none is. Dotted: 95% interval of the accuracy.{left_out}",
     )
 
 

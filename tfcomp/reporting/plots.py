@@ -44,6 +44,10 @@ _METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 Box = tuple[float, float, float, float]
 
 
+# Points of accuracy, as a fraction, that a plot of stages spans at most.
+_IN_VIEW = 0.2
+
+
 def accuracy_against(report: Mapping[str, Any], quantity: Literal["bytes", "latency_ms"]) -> str:
     """Accuracy of every stage against its size or its latency, as one SVG.
 
@@ -73,6 +77,8 @@ def accuracy_against(report: Mapping[str, Any], quantity: Literal["bytes", "late
         for stage in reading.stages(report)
         if stage.accuracy is not None and getattr(stage, field)
     ]
+    below = out_of_view(known)
+    known = [stage for stage in known if stage not in below]
     if not known:
         return ""
     xs = [float(getattr(stage, field)) for stage in known]
@@ -85,6 +91,16 @@ def accuracy_against(report: Mapping[str, Any], quantity: Literal["bytes", "late
     with _drawing(f"accuracy-{quantity}"):
         figure = _scatter(known, xs, quantity)
         return _svg(figure, f"Accuracy against {name}. {spoken}.")
+
+
+def out_of_view(stages: Sequence[Stage]) -> list[Stage]:
+    """Stages so far below the best accuracy that drawing them would flatten all the others.
+
+    Channels removed and not yet trained again leave such a stage.
+    """
+    known = [stage for stage in stages if stage.accuracy is not None]
+    best = max((stage.accuracy for stage in known if stage.accuracy is not None), default=0.0)
+    return [s for s in known if s.accuracy is not None and s.accuracy < best - _IN_VIEW]
 
 
 def training_curves(stage: Stage, limits: tuple[float, float] | None = None) -> str:

@@ -214,8 +214,8 @@ def format_shape(shape: Any) -> str | None:
         '? × 28 × 28 × 16'
     """
     if not isinstance(shape, list | tuple):
-        return None if shape is None else clean(shape)
-    return " × ".join("?" if size is None else clean(size) for size in shape) or "scalar"
+        return _as_text(shape)
+    return " × ".join(_as_text(size) or "?" for size in shape) or "scalar"
 
 
 @dataclass(frozen=True)

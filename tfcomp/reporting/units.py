@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 
+from tfcomp.profiling.render import bytes_text, scaled
+
 MISSING = "–"
 _SPACE = "\N{NO-BREAK SPACE}"
 
@@ -26,10 +28,7 @@ def format_bytes(count: float | None) -> str:
     """
     if count is None:
         return MISSING
-    if count < 1024:
-        return f"{count:,.0f}{_SPACE}{'byte' if count == 1 else 'bytes'}"
-    value, unit = _scaled(count, 1024.0, ("bytes", "KiB", "MiB", "GiB", "TiB"))
-    return f"{value}{_SPACE}{unit}"
+    return bytes_text(count).replace(" ", _SPACE)
 
 
 def format_count(count: float | None) -> str:
@@ -55,7 +54,7 @@ def format_short_count(count: float | None) -> str:
         return MISSING
     if count < 1000:
         return f"{count:,.0f}"
-    value, unit = _scaled(count, 1000.0, ("", "k", "M", "G", "T"))
+    value, unit = scaled(count, 1000.0, ("", "k", "M", "G", "T"))
     return f"{value}{_SPACE}{unit}"
 
 
@@ -171,17 +170,3 @@ def relative(value: float | None, base: float | None, less: str, more: str) -> s
     if percent < 0.05:
         return f"<0.1% {word}"
     return f"{percent:.{0 if percent >= 1 else 1}f}% {word}"
-
-
-def _scaled(count: float, step: float, units: tuple[str, ...]) -> tuple[str, str]:
-    """Divides by `step` until the *rounded* number is below it: never `1,024 KiB`."""
-    value = float(count)
-    for unit in units[:-1]:
-        if round(value, _decimals(value)) < step:
-            return f"{value:,.{_decimals(value)}f}", unit
-        value /= step
-    return f"{value:,.{_decimals(value)}f}", units[-1]
-
-
-def _decimals(value: float) -> int:
-    return 2 if value < 9.995 else 1 if value < 99.95 else 0
