@@ -228,7 +228,11 @@ class Session:
 
     def _raise_masks(self, group: list[int], masks: list[Mask], count: int) -> None:
         # Below any |w|: what was removed stays removed, beside weights that happen to be zero.
-        scores = [np.where(masks[i], np.abs(self.kernels[i].value()), -1) for i in group]
+        magnitudes = [np.abs(self.kernels[i].value()) for i in group]
+        # An int would not do: NumPy 1 knows no common type of it and bfloat16.
+        scores = [
+            np.where(masks[i], w, w.dtype.type(-1)) for i, w in zip(group, magnitudes, strict=True)
+        ]
         new = [keep_mask(scores[0], count)] if len(scores) == 1 else keep_masks(scores, count)
         for index, mask in zip(group, new, strict=True):
             self.constraints[index].mask.assign(mask)

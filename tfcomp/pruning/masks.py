@@ -129,8 +129,8 @@ class Masked(keras.constraints.Constraint):
 
     Example:
         >>> mask = keras.Variable([True, False, True], dtype="bool", trainable=False)
-        >>> Masked(mask, keras.constraints.NonNeg())(np.float32([1, 2, -3])).numpy().tolist()
-        [1.0, 0.0, 0.0]
+        >>> Masked(mask, keras.constraints.NonNeg())(np.float32([1, 2, 3])).numpy().tolist()
+        [1.0, 0.0, 3.0]
     """
 
     def __init__(self, mask: Any, constraint: Callable[[Any], Any] | None = None) -> None:
