@@ -22,11 +22,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
-from tfcomp.callbacks import PruneWeights
 
 from benchmarks import results
 from benchmarks.tfmot_step import BATCHES, NETWORKS, Network
 from benchmarks.timing import Ratio, Step, interleaved
+from tfcomp.callbacks import PruneWeights
 from tfcomp.pruning import ConstantSparsity
 
 _ROUNDS = flags.DEFINE_integer("rounds", 30, "how often each is timed", 2)

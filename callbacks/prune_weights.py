@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Any, Self
 
 import keras
+
 from tfcomp.callbacks.pruning_report import PruningReport
 from tfcomp.callbacks.pruning_session import SESSIONS, Scope, Session, Settings
-
 from tfcomp.errors import TfcompError
 from tfcomp.pruning.schedules import ConstantSparsity, Schedule
 from tfcomp.pruning.sparsity import Kernel, find_kernels

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
-from tfcomp.callbacks.pruning_report import PruningReport
 
+from tfcomp.callbacks.pruning_report import PruningReport
 from tfcomp.errors import TfcompError
 from tfcomp.pruning.masks import Mask, Masked, keep_mask, keep_masks, pruned_count
 from tfcomp.pruning.schedules import Schedule

@@ -240,7 +240,13 @@ def _convert(values: FlagValues, positional: list[str]) -> None:
         io_dtype=values.io_dtype,
         allow_float_ops=values.allow_float_ops,
     )
-    _show(artifact.audit, values.json)
+    if values.json:
+        mapping = {"edgetpu": artifact.edgetpu.to_dict()} if values.target == "edgetpu" else {}
+        print(json.dumps({**artifact.audit.to_dict(), **mapping}, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    Console().print(artifact.audit, *([artifact.edgetpu] if values.target == "edgetpu" else []))
 
 
 def _define_json(values: FlagValues) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from tfcomp.callbacks import PruneWeights, pruning_session
 
+from tfcomp.callbacks import PruneWeights, pruning_session
 from tfcomp.errors import TfcompError
 from tfcomp.pruning import ConstantSparsity, CosineDecay, Masked, PolynomialDecay
 

@@ -11,8 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from tfcomp.callbacks import PruneWeights
 
+from tfcomp.callbacks import PruneWeights
 from tfcomp.pruning import ConstantSparsity, PolynomialDecay
 
 rng = np.random.default_rng(1)

@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from tfcomp.callbacks import PruneWeights, SparsityLogger
 
+from tfcomp.callbacks import PruneWeights, SparsityLogger
 from tfcomp.pruning import PolynomialDecay
 
 X = np.random.default_rng(0).normal(size=(32, 8)).astype("float32")

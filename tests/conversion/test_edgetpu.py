@@ -12,6 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfcomp.conversion import convert
 from tfcomp.conversion.audit import OpInfo, TensorInfo, audit
 from tfcomp.conversion.edgetpu import analyse, analyse_ops, partition, rules
 from tfcomp.conversion.edgetpu_compiler import compile_edgetpu, parse_log
@@ -498,3 +499,26 @@ def test_without_a_compiler_the_way_is_shown(tiny_files, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(TfcompError, match="not on PATH"):
         compile_edgetpu(tiny_files["int8"])
+
+
+def _convert_for_edgetpu(tiny_files, path):
+    return convert(
+        tiny_files.model, path, dtype="int8", target="edgetpu", calibration=tiny_files.images
+    )
+
+
+def test_convert_calls_the_compiler_where_there_is_one(tiny_files, tmp_path, fake_compiler):
+    predicted = _convert_for_edgetpu(tiny_files, tmp_path / "plain.tflite").edgetpu
+    assert predicted.to_dict()["predicted"]
+    fake_compiler(log_of(predicted_rows(tmp_path / "plain.tflite")))
+    compiled = _convert_for_edgetpu(tiny_files, tmp_path / "model.tflite").edgetpu
+    assert not compiled.to_dict()["predicted"]
+    assert compiled.disagreements == ()
+    assert (tmp_path / "model_edgetpu.tflite").read_bytes().endswith(b"compiled")
+
+
+def test_what_the_compiler_refuses_is_not_written(tiny_files, tmp_path, fake_compiler):
+    fake_compiler("Invalid model: x\n", writes=False, code=1)
+    with pytest.raises(ConversionError, match="edgetpu_compiler did not compile"):
+        _convert_for_edgetpu(tiny_files, tmp_path / "model.tflite")
+    assert [p.name for p in tmp_path.iterdir()] == ["bin"]

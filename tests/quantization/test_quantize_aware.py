@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 import pytest
-import tfcomp.callbacks
 
+import tfcomp.callbacks
 from tfcomp.distillation import Distiller, KnowledgeDistillation
 from tfcomp.errors import TfcompError, UnsupportedModelError
 from tfcomp.graph import trace

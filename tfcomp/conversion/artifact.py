@@ -17,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tfcomp.conversion.audit import Audit, TensorInfo, audit
+from tfcomp.conversion.edgetpu import EdgeTpuReport, analyse
+from tfcomp.conversion.edgetpu_compiler import Compilation
 from tfcomp.errors import TfcompError
 from tfcomp.graph import Node, rebuild
 from tfcomp.profiling.render import plain
@@ -145,6 +147,7 @@ class Artifact:
 
     Args:
         path: The file.
+        compilation: What the Edge TPU compiler made of it, where it was called.
 
     Raises:
         TfcompError: If there is no such file.
@@ -156,9 +159,17 @@ class Artifact:
         0.9996
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], compilation: Compilation | None = None
+    ) -> None:
         self.path = pathlib.Path(path)
         self.audit: Audit = audit(self.path)
+        self._compilation = compilation
+
+    @property
+    def edgetpu(self) -> Compilation | EdgeTpuReport:
+        """What the Edge TPU maps: of the real compiler where it was called, else predicted."""
+        return self._compilation or analyse(self.audit)
 
     @property
     def nbytes(self) -> int:

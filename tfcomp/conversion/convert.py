@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from tfcomp.conversion import lowering
 from tfcomp.conversion.artifact import Artifact
 from tfcomp.conversion.audit import Audit, OpInfo, TensorInfo, audit
 from tfcomp.conversion.calibration import calibration_arrays
+from tfcomp.conversion.edgetpu import COMPILER
+from tfcomp.conversion.edgetpu_compiler import Compilation, compile_edgetpu
 from tfcomp.errors import ConversionError, TfcompError
 from tfcomp.graph import as_functional, check_model, trace
 from tfcomp.quantization import strip_quantization
@@ -108,7 +111,15 @@ def convert(
             _run_worker(folder)
             temporary.write_bytes((folder / "model.tflite").read_bytes())
         _check(audit(temporary), request)
-    return Artifact(path)
+        compilation = _compiled(temporary, pathlib.Path(path)) if target == "edgetpu" else None
+    return Artifact(path, compilation)
+
+
+def _compiled(temporary: pathlib.Path, path: pathlib.Path) -> Compilation | None:
+    """The real compiler's verdict, where it is installed; a refused file is not written."""
+    if shutil.which(COMPILER) is None:
+        return None
+    return compile_edgetpu(temporary, path.with_name(f"{path.stem}_edgetpu.tflite"))
 
 
 def _checked(

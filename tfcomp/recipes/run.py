@@ -220,7 +220,7 @@ class _Step:
             "gzip_bytes": artifact.gzip_bytes,
             "parity": parity.to_dict(),
             "skipped": {},
-            "notes": [],
+            "notes": _compiler_notes(artifact),
         }
 
     def _ranges(self, model: keras.Model) -> bool:
@@ -258,6 +258,16 @@ class _Step:
                 f"inputs of shape {expected[0]} and outputs of shape {expected[1]}. "
                 f"Received: {received[0]} and {received[1]}."
             )
+
+
+def _compiler_notes(artifact: conversion.Artifact) -> list[str]:
+    """What the real Edge TPU compiler said, where it was called."""
+    compiled = artifact.edgetpu
+    if not isinstance(compiled, conversion.Compilation):
+        return []
+    found = compiled.to_dict()
+    differing = "; ".join(compiled.disagreements) or "as predicted"
+    return [f"edgetpu_compiler mapped {found['mapped']} of {found['total']} ops: {differing}."]
 
 
 def _holds_zeros(model: keras.Model) -> bool:
