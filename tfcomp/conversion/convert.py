@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import re
@@ -243,7 +244,19 @@ def _save(model: keras.Model, names: list[str], folder: pathlib.Path, request: _
     archive = keras.export.ExportArchive()
     archive.track(model)
     archive.add_endpoint("serving_default", serve, input_signature=specs)
-    archive.write_out(str(folder), verbose=False)
+    with _errors_only(tf.get_logger()):
+        archive.write_out(str(folder), verbose=False)
+
+
+@contextlib.contextmanager
+def _errors_only(logger: logging.Logger) -> Iterator[None]:
+    """TensorFlow tells at INFO where a SavedModel was written, which is no business of users."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _run_worker(folder: pathlib.Path) -> None:
