@@ -9,18 +9,15 @@ import itertools
 import json
 import os
 import string
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
 import yaml
 
 from tfcomp import files
-from tfcomp.reporting import plots, reading, summary, units
+from tfcomp.reporting import markup, plots, reading, summary, units
 from tfcomp.reporting.reading import Stage
-
-_NONE = '<span class="none" title="not recorded">–</span>'
 
 
 def write_html(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -125,105 +122,6 @@ def _date(created: str) -> str:
     return f"{day}, {moment:%H:%M}{zone}"
 
 
-# --- pieces of HTML -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """A cell: shown text (escaped already), and how it is set."""
-
-    html: str
-    numeric: bool = False
-    header: bool = False
-    extra: str = ""
-
-
-def _section(title: str, *parts: str, lead: str = "") -> str:
-    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in title.lower())
-    intro = f'<p class="lead">{lead}</p>' if lead else ""
-    inner = "\n".join(part for part in (intro, *parts) if part)
-    return f'<section aria-labelledby="{name}">\n<h2 id="{name}">{title}</h2>\n{inner}\n</section>'
-
-
-def _exact(shown: str, exact: str | None) -> str:
-    """The rounded figure, with the exact one on hover; a dash where there is none."""
-    if exact is None or shown == units.MISSING:
-        return _NONE
-    return f'<span title="{escape(exact)}">{escape(shown)}</span>'
-
-
-def _with_sub(main: str, sub: str | None) -> str:
-    return f'{main}<span class="sub">{escape(sub)}</span>' if sub else main
-
-
-def _table(
-    label: str,
-    columns: list[tuple[str, bool]],
-    body: Iterable[tuple[str, list[_Cell]]],
-    foot: list[_Cell] | None = None,
-    cards: bool = False,
-) -> str:
-    """A table that scrolls by itself where it is wider than the screen.
-
-    Args:
-        label: What a screen reader announces.
-        columns: Heading and whether the column is of numbers.
-        body: Class of the row and its cells; the first cell is the row's header.
-        foot: Cells of the row of totals.
-        cards: Whether a narrow screen shows each row as a card.
-    """
-    # A table that a style sheet turns into blocks loses its meaning unless the roles say it.
-    roles = cards
-    head = "".join(
-        f'<th scope="col"{_role(roles, "columnheader")}{_class(numeric)}>{escape(name)}</th>'
-        for name, numeric in columns
-    )
-    lines = [_row(columns, kind, cells, roles) for kind, cells in body]
-    tail = f"<tfoot>\n{_row(columns, '', foot, roles)}\n</tfoot>\n" if foot else ""
-    group = _role(roles, "rowgroup")
-    style = ' class="cards" role="table"' if cards else ""
-    return (
-        f'<div class="scroll" role="region" aria-label="{escape(label)}" tabindex="0">\n'
-        f"<table{style}>\n"
-        f"<thead{group}>\n<tr{_role(roles, 'row')}>{head}</tr>\n</thead>\n"
-        f"<tbody{group}>\n" + "\n".join(lines) + f"\n</tbody>\n{tail}</table>\n</div>"
-    )
-
-
-def _role(wanted: bool, role: str) -> str:
-    return f' role="{role}"' if wanted else ""
-
-
-def _class(numeric: bool, extra: str = "") -> str:
-    names = " ".join(name for name in ("n" if numeric else "", extra) if name)
-    return f' class="{names}"' if names else ""
-
-
-def _row(columns: list[tuple[str, bool]], kind: str, cells: list[_Cell], roles: bool) -> str:
-    parts = []
-    for (name, _), cell in zip(columns, cells, strict=True):
-        style = _class(cell.numeric, cell.extra)
-        if cell.header:
-            parts.append(f'<th scope="row"{_role(roles, "rowheader")}{style}>{cell.html}</th>')
-        else:
-            label = f' data-label="{escape(name)}"' if roles else ""
-            body = f"<span>{cell.html}</span>" if roles else cell.html
-            parts.append(f"<td{_role(roles, 'cell')}{label}{style}>{body}</td>")
-    row_class = f' class="{kind}"' if kind else ""
-    return f"<tr{row_class}{_role(roles, 'row')}>{''.join(parts)}</tr>"
-
-
-def _facts(pairs: Iterable[tuple[str, str]]) -> str:
-    """A list of terms and values; the values are HTML already."""
-    inner = "\n".join(f"<dt>{escape(term)}</dt><dd>{value}</dd>" for term, value in pairs)
-    return f'<dl class="facts">\n{inner}\n</dl>' if inner else ""
-
-
-def _list(items: Iterable[str]) -> str:
-    inner = "\n".join(f"<li>{item}</li>" for item in items)
-    return f'<ul class="plain">\n{inner}\n</ul>' if inner else ""
-
-
 # --- sections -------------------------------------------------------------------------------
 
 
@@ -277,14 +175,14 @@ def _stage_section(stages: list[Stage]) -> str:
         "Wilson interval below. Latency: median, 90th percentile (p90) below. "
         "1 KiB = 1,024 bytes. Point at a figure for its exact value."
     )
-    return _section("Stages", _table("Stages", columns, body, cards=True), lead=lead)
+    return markup.section("Stages", markup.table("Stages", columns, body, cards=True), lead=lead)
 
 
-def _stage_cells(stage: Stage, first: Stage) -> list[_Cell]:
+def _stage_cells(stage: Stage, first: Stage) -> list[markup.Cell]:
     base = None if stage is first else first
     return [
         _stage_name(stage),
-        _Cell(_accuracy_html(stage, base), numeric=True),
+        markup.Cell(_accuracy_html(stage, base), numeric=True),
         _count_cell(stage, base, "parameters", "parameters"),
         _nonzero_cell(stage),
         _count_cell(stage, base, "macs", "multiply-accumulates"),
@@ -295,80 +193,86 @@ def _stage_cells(stage: Stage, first: Stage) -> list[_Cell]:
     ]
 
 
-def _stage_name(stage: Stage) -> _Cell:
+def _stage_name(stage: Stage) -> markup.Cell:
     kind = f" ({stage.kind})" if stage.kind and stage.kind != stage.name else ""
     head = f'<span class="number">{stage.index}</span>{escape(stage.name)}'
     lines = [stage.what or "", *stage.notes]
     subs = "".join(f'<span class="sub">{escape(line)}</span>' for line in lines if line)
     kind_html = f'<span class="number">{escape(kind)}</span>' if kind else ""
-    return _Cell(f"{head}{kind_html}{subs}", header=True, extra="what")
+    return markup.Cell(f"{head}{kind_html}{subs}", header=True, extra="what")
 
 
 def _accuracy_html(stage: Stage, base: Stage | None) -> str:
     if stage.accuracy is None:
-        return _NONE
+        return markup.NONE
     exact = f"{stage.accuracy}"
     if stage.examples:
         exact += f" on {stage.examples:,} examples"
-    shown = _exact(units.format_percent(stage.accuracy, stage.examples), exact)
+    shown = markup.exact(units.format_percent(stage.accuracy, stage.examples), exact)
     if stage.interval:
         low, high = (units.format_percent(end, stage.examples) for end in stage.interval)
-        shown = _with_sub(shown, f"{low.removesuffix('%')}–{high}")
+        shown = markup.with_sub(shown, f"{low.removesuffix('%')}–{high}")
     if base is not None and base.accuracy is not None:
         gap = units.format_points(stage.accuracy - base.accuracy, stage.examples)
-        shown = _with_sub(shown, gap)
+        shown = markup.with_sub(shown, gap)
     return shown
 
 
-def _count_cell(stage: Stage, base: Stage | None, field: str, unit: str) -> _Cell:
+def _count_cell(stage: Stage, base: Stage | None, field: str, unit: str) -> markup.Cell:
     value: int | None = getattr(stage, field)
     exact = None if value is None else f"{value:,} {unit}"
     change = None if base is None else units.relative(value, getattr(base, field), "fewer", "more")
-    return _Cell(_with_sub(_exact(units.format_count(value), exact), change), numeric=True)
+    return markup.Cell(
+        markup.with_sub(markup.exact(units.format_count(value), exact), change), numeric=True
+    )
 
 
-def _nonzero_cell(stage: Stage) -> _Cell:
+def _nonzero_cell(stage: Stage) -> markup.Cell:
     value = stage.nonzero_parameters
     exact = None if value is None else f"{value:,} non-zero parameters"
     share = None
     if value is not None and stage.parameters:
         share = f"{100 * value / stage.parameters:.1f}% of them"
         share = "all of them" if value == stage.parameters else share
-    return _Cell(_with_sub(_exact(units.format_count(value), exact), share), numeric=True)
+    return markup.Cell(
+        markup.with_sub(markup.exact(units.format_count(value), exact), share), numeric=True
+    )
 
 
-def _size_cell(stage: Stage, base: Stage | None, field: str) -> _Cell:
+def _size_cell(stage: Stage, base: Stage | None, field: str) -> markup.Cell:
     value: int | None = getattr(stage, field)
     exact = None if value is None else f"{value:,} bytes"
     change = (
         None if base is None else units.relative(value, getattr(base, field), "smaller", "larger")
     )
-    return _Cell(_with_sub(_exact(units.format_bytes(value), exact), change), numeric=True)
+    return markup.Cell(
+        markup.with_sub(markup.exact(units.format_bytes(value), exact), change), numeric=True
+    )
 
 
-def _latency_cell(stage: Stage, base: Stage | None) -> _Cell:
+def _latency_cell(stage: Stage, base: Stage | None) -> markup.Cell:
     exact = None if stage.median_ms is None else f"{stage.median_ms} ms, median"
     if exact and stage.runs:
         exact += f" of {stage.runs:,} runs"
     if exact and stage.threads:
         exact += f", {stage.threads} thread{'' if stage.threads == 1 else 's'}"
-    shown = _exact(units.format_ms(stage.median_ms), exact)
+    shown = markup.exact(units.format_ms(stage.median_ms), exact)
     if stage.p90_ms is not None:
         p90 = f"p90 {units.format_ms(stage.p90_ms)}"
         shown += f'<span class="sub" title="{stage.p90_ms} ms">{escape(p90)}</span>'
     if base and summary.comparable_latency(base, stage):
         change = units.relative(stage.median_ms, base.median_ms, "faster", "slower")
-        shown = _with_sub(shown, change)
-    return _Cell(shown, numeric=True)
+        shown = markup.with_sub(shown, change)
+    return markup.Cell(shown, numeric=True)
 
 
-def _training_cell(stage: Stage) -> _Cell:
+def _training_cell(stage: Stage) -> markup.Cell:
     exact = None if stage.train_seconds is None else f"{stage.train_seconds} s"
-    shown = _exact(units.format_seconds(stage.train_seconds), exact)
+    shown = markup.exact(units.format_seconds(stage.train_seconds), exact)
     epochs = None
     if stage.epochs is not None:
         epochs = f"{stage.epochs:,} epoch{'' if stage.epochs == 1 else 's'}"
-    return _Cell(_with_sub(shown, epochs), numeric=True)
+    return markup.Cell(markup.with_sub(shown, epochs), numeric=True)
 
 
 def _plot_section(report: Mapping[str, Any], stages: list[Stage]) -> str:
@@ -384,7 +288,7 @@ def _plot_section(report: Mapping[str, Any], stages: list[Stage]) -> str:
     missing = "No stage has both an accuracy and a {}, so there is nothing to draw."
     threads = {stage.threads for stage in stages if stage.threads is not None}
     runs = f", {_listed(sorted(threads))} thread{'' if threads == {1} else 's'}" if threads else ""
-    return _section(
+    return markup.section(
         "Accuracy against cost",
         '<div class="plots">',
         _figure("Against file size", "Raw bytes of the file.", size, missing.format("size")),
@@ -422,7 +326,7 @@ def _curve_section(stages: list[Stage]) -> str:
     for stage, metric, _ in drawn:
         svg = plots.training_curves(stage, _limits(metric, drawn))
         figures.append(_figure(stage.name, f"{metric.capitalize()} by epoch.", svg, ""))
-    return _section(
+    return markup.section(
         "Training",
         '<div class="curves">',
         *figures,
@@ -465,11 +369,11 @@ def _layer_section(report: Mapping[str, Any]) -> str:
     ]
     sums = {key: _sum(layers, key) for key in _LAYER_FIGURES}
     body = [("", _layer_cells(layer, sums)) for layer in layers]
-    foot = [_Cell("Total", header=True), _Cell(""), _Cell("")]
+    foot = [markup.Cell("Total", header=True), markup.Cell(""), markup.Cell("")]
     foot += [_layer_cell(key, sums[key], None) for key in _LAYER_FIGURES]
-    return _section(
+    return markup.section(
         "Layers of the final model",
-        _table("Layers", columns, body, foot),
+        markup.table("Layers", columns, body, foot),
         lead="Bars show each layer's share of the total.",
     )
 
@@ -481,31 +385,27 @@ def _sum(layers: list[Mapping[Any, Any]], key: str) -> int | None:
     return sum(known) if len(known) == len(values) else None
 
 
-def _layer_cells(layer: Mapping[Any, Any], sums: Mapping[str, int | None]) -> list[_Cell]:
+def _layer_cells(layer: Mapping[Any, Any], sums: Mapping[str, int | None]) -> list[markup.Cell]:
     shape = reading.get(layer, "output_shape")
     return [
-        _Cell(escape(reading.text(layer, "name") or units.MISSING), header=True),
-        _Cell(_or_dash(reading.text(layer, "kind"))),
-        _Cell(_or_dash(reading.format_shape(shape)), extra="keep"),
+        markup.Cell(escape(reading.text(layer, "name") or units.MISSING), header=True),
+        markup.Cell(markup.or_dash(reading.text(layer, "kind"))),
+        markup.Cell(markup.or_dash(reading.format_shape(shape)), extra="keep"),
         *(_layer_cell(key, reading.whole(layer, key), sums[key]) for key in _LAYER_FIGURES),
     ]
 
 
-def _layer_cell(key: str, value: int | None, total: int | None) -> _Cell:
+def _layer_cell(key: str, value: int | None, total: int | None) -> markup.Cell:
     shown = units.format_bytes(value) if key == "bytes" else units.format_count(value)
     exact = None if value is None else f"{value:,} {key.replace('_', ' ')}"
-    text = '<span class="none">0</span>' if value == 0 else _exact(shown, exact)
+    text = '<span class="none">0</span>' if value == 0 else markup.exact(shown, exact)
     if key in ("macs", "bytes") and value and total:
         share = 100 * value / total
         bar = f'<span class="bar" title="{share:.1f}%"><i style="width:{share:.1f}%"></i></span>'
         text = f'<span class="share">{text}{bar}</span>'
     elif key in ("macs", "bytes"):
         text = f'<span class="share">{text}<span class="gap"></span></span>'
-    return _Cell(text, numeric=True)
-
-
-def _or_dash(value: str | None) -> str:
-    return _NONE if value is None else escape(value)
+    return markup.Cell(text, numeric=True)
 
 
 def _file_section(report: Mapping[str, Any]) -> str:
@@ -518,7 +418,7 @@ def _file_section(report: Mapping[str, Any]) -> str:
     if not pairs:
         return ""
     lead = "As read back from the file itself after conversion." if file else ""
-    return _section("The final file", _facts(pairs), lead=lead)
+    return markup.section("The final file", markup.facts(pairs), lead=lead)
 
 
 def _file_facts(file: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
@@ -554,7 +454,7 @@ def _parity_facts(parity: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
     if agreement is not None:
         yield (
             "Same answer as Keras",
-            _exact(f"{100 * agreement:.2f}% of the time{where}", f"{agreement}"),
+            markup.exact(f"{100 * agreement:.2f}% of the time{where}", f"{agreement}"),
         )
     if steps is not None:
         yield (
@@ -578,9 +478,9 @@ def _edgetpu_section(report: Mapping[str, Any]) -> str:
             ("Reason", False),
             ("What would help", False),
         ]
-        table = _table("Edge TPU ops", columns, [("", _op_cells(group)) for group in groups])
-    notes = _list(escape(note) for note in reading.texts(edgetpu, "notes"))
-    return _section("Edge TPU", table, notes, lead=_edgetpu_lead(edgetpu))
+        table = markup.table("Edge TPU ops", columns, [("", _op_cells(group)) for group in groups])
+    notes = markup.bullets(escape(note) for note in reading.texts(edgetpu, "notes"))
+    return markup.section("Edge TPU", table, notes, lead=_edgetpu_lead(edgetpu))
 
 
 def _edgetpu_lead(edgetpu: Mapping[Any, Any]) -> str:
@@ -604,17 +504,19 @@ def _edgetpu_lead(edgetpu: Mapping[Any, Any]) -> str:
     return escape(" ".join(words))
 
 
-def _op_cells(group: reading.OpGroup) -> list[_Cell]:
+def _op_cells(group: reading.OpGroup) -> list[markup.Cell]:
     times = f' <span class="number">× {group.count}</span>' if group.count > 1 else ""
     place = {True: "Edge TPU", False: "CPU", None: units.MISSING}[group.mapped]
     tag = {True: " yes", False: " no", None: ""}[group.mapped]
     return [
-        _Cell(f"{escape(group.op)}{times}", header=True, extra="keep"),
-        _Cell(escape(group.numbers)),
-        _Cell(f'<span class="tag{tag}">{place}</span>'),
-        _Cell(_or_dash(group.certainty)),
-        _Cell("" if group.mapped and not group.reason else _or_dash(group.reason)),
-        _Cell("" if group.mapped and not group.suggestion else _or_dash(group.suggestion)),
+        markup.Cell(f"{escape(group.op)}{times}", header=True, extra="keep"),
+        markup.Cell(escape(group.numbers)),
+        markup.Cell(f'<span class="tag{tag}">{place}</span>'),
+        markup.Cell(markup.or_dash(group.certainty)),
+        markup.Cell("" if group.mapped and not group.reason else markup.or_dash(group.reason)),
+        markup.Cell(
+            "" if group.mapped and not group.suggestion else markup.or_dash(group.suggestion)
+        ),
     ]
 
 
@@ -624,9 +526,9 @@ def _skipped_section(stages: list[Stage]) -> str:
         (
             "",
             [
-                _Cell(escape(layer), header=True),
-                _Cell(escape(stage.name)),
-                _Cell(escape(reason)),
+                markup.Cell(escape(layer), header=True),
+                markup.Cell(escape(stage.name)),
+                markup.Cell(escape(reason)),
             ],
         )
         for stage in stages
@@ -635,7 +537,7 @@ def _skipped_section(stages: list[Stage]) -> str:
     if not body:
         return ""
     lead = "What a stage could not treat, it left alone."
-    return _section("Skipped", _table("Skipped layers", columns, body), lead=lead)
+    return markup.section("Skipped", markup.table("Skipped layers", columns, body), lead=lead)
 
 
 def _stage_files_section(stages: list[Stage]) -> str:
@@ -644,7 +546,7 @@ def _stage_files_section(stages: list[Stage]) -> str:
         for stage in stages
         if stage.files
     ]
-    return _section("Files in the run’s folder", _facts(pairs)) if pairs else ""
+    return markup.section("Files in the run’s folder", markup.facts(pairs)) if pairs else ""
 
 
 def _recipe_section(report: Mapping[str, Any]) -> str:
@@ -654,10 +556,10 @@ def _recipe_section(report: Mapping[str, Any]) -> str:
     with_version = f" with tfcomp {escape(version)}" if version else ""
     if not recipe:
         words = f"The recipe is not in this report. With it, run{with_version}:"
-        return _section("How to reproduce this", f"<p>{words}</p>", command)
+        return markup.section("How to reproduce this", f"<p>{words}</p>", command)
     shown = escape(_yaml(recipe))
     words = f"Save the recipe below as <code>recipe.yaml</code> and run{with_version}:"
-    return _section(
+    return markup.section(
         "How to reproduce this",
         f"<p>{words}</p>",
         command,
@@ -674,8 +576,8 @@ def _yaml(recipe: Mapping[Any, Any]) -> str:
 
 
 def _run_section(report: Mapping[str, Any]) -> str:
-    machine = _facts((term, escape(value)) for term, value in _machine(report))
-    software = _facts((term, escape(value)) for term, value in _software(report))
+    machine = markup.facts((term, escape(value)) for term, value in _machine(report))
+    software = markup.facts((term, escape(value)) for term, value in _software(report))
     columns = [
         f"<div>\n<h3>{title}</h3>\n{facts}\n</div>"
         for title, facts in (("Data and machine", machine), ("Software", software))
@@ -683,7 +585,7 @@ def _run_section(report: Mapping[str, Any]) -> str:
     ]
     if not columns:
         return ""
-    return _section("Data, machine, versions", '<div class="columns">', *columns, "</div>")
+    return markup.section("Data, machine, versions", '<div class="columns">', *columns, "</div>")
 
 
 def _machine(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
