@@ -138,9 +138,12 @@ class _Step:
         pruned = PruneWeights.from_zeros if _holds_zeros(model) else PruneWeights
         callback = pruned(schedule)
         details = self._fit(model, stage, callback)
+        report = callback.report
+        if report is None:
+            raise TfcompError(f"stage {stage.name!r}: the training ended before it pruned.")
         return {
-            "what": f"Weights removed up to a sparsity of {callback.report.sparsity:.3f}.",
-            "skipped": dict(callback.report.skipped),
+            "what": f"Weights removed up to a sparsity of {report.sparsity:.3f}.",
+            "skipped": dict(report.skipped),
             **details,
         }
 
