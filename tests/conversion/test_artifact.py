@@ -160,3 +160,14 @@ def test_a_damaged_file_is_refused(tiny_files, tmp_path):
     path.write_bytes(tiny_files["int8"].read_bytes()[:1000])
     with pytest.raises(DamagedFileError):
         Artifact(path)
+
+
+@pytest.mark.parametrize(
+    "shape, words", [((0, 8, 8, 3), "one example or more"), ((2, 8, 9, 3), "expected shape")]
+)
+def test_examples_that_do_not_fit_are_told_in_one_line(tiny_files, shape, words):
+    assert tiny_files.images.shape[1:] == (8, 8, 3)
+    artifact = Artifact(tiny_files["float32"])
+    with pytest.raises(TfcompError, match=words) as error:
+        artifact.compare(tiny_files.model, np.zeros(shape, "float32"))
+    assert "\n" not in str(error.value)

@@ -211,13 +211,17 @@ class Artifact:
             The parity.
 
         Raises:
-            TfcompError: If inputs or outputs of the two cannot be matched.
+            TfcompError: If there are no examples, they are of another shape than the file's
+                inputs, or inputs or outputs of the two cannot be matched.
             UnsupportedModelError: If `by_layer` is asked for and the model cannot be walked.
         """
         interpreter = Interpreter(self.path)
         given = _for_file(interpreter, model, x)
-        expected = _for_names(interpreter, model, _keras_outputs(model, x))
+        if not all(array.ndim and len(array) for array in given.values()):
+            raise TfcompError("Expected one example or more to compare on, received none.")
+        # The file first: it tells in one line where the examples are of another shape.
         received = interpreter.run(given)
+        expected = _for_names(interpreter, model, _keras_outputs(model, x))
         if not isinstance(received, dict):
             received = {interpreter.output_names[0]: received}
         steps = self._output_steps(interpreter)

@@ -49,6 +49,11 @@ def calibration_arrays(
 
 
 def _batches(given: Any, inputs: int) -> Any:
+    if isinstance(given, (str, bytes)) or not hasattr(given, "__iter__"):
+        raise TfcompError(
+            "Expected calibration to be an array of examples, a dict or list of them, or a "
+            f"dataset. Received: {given!r}."
+        )
     if isinstance(given, Mapping) or _is_array(given):
         return [given]
     if isinstance(given, (list, tuple)) and len(given) == inputs and all(map(_is_array, given)):
