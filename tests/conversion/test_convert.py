@@ -288,3 +288,46 @@ def test_what_the_converter_says_is_told_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         convert(tiny(), tmp_path / "a.tflite")
     assert list(pathlib.Path(tmp_path).iterdir()) == []
+
+
+def test_only_a_tflite_is_written(tmp_path):
+    kept = tmp_path / "model.keras"
+    kept.write_bytes(b"a trained model")
+    with pytest.raises(TfcompError, match=r"ends in \.tflite"):
+        convert(tiny(), kept)
+    assert kept.read_bytes() == b"a trained model"
+
+
+def test_batch_of_the_training_data_does_not_reach_the_file(tmp_path):
+    model = keras.Sequential([layers.Dense(4), layers.Dense(3)])
+    model.compile("sgd", "mse")
+    model.fit(np.zeros((64, 8)), np.zeros((64, 3)), verbose=0)
+    assert model.input_shape == (32, 8)
+    artifact = convert(model, tmp_path / "m.tflite")
+    assert artifact.audit.inputs[0].shape == (1, 8)
+    assert artifact.compare(model, np.ones((64, 8), "float32")).max_abs < 1e-5
+
+
+def test_open_image_size_runs_on_images_of_any_size(tmp_path):
+    image = keras.Input((None, None, 3))
+    x = layers.SeparableConv2D(4, 3)(layers.Conv2D(4, 3)(image))
+    model = keras.Model(image, layers.Dense(3)(layers.GlobalMaxPooling2D()(x)))
+    artifact = convert(model, tmp_path / "m.tflite")
+    for size in (9, 16):
+        assert artifact.compare(model, np.ones((2, size, size, 3), "float32")).max_abs < 1e-5
+    with pytest.raises(TfcompError, match="open size cannot be timed"):
+        artifact.benchmark()
+
+
+def test_the_policy_in_force_does_not_reach_an_integer_file(tmp_path):
+    model = keras.Sequential(
+        [keras.Input((6, 6, 3)), layers.Conv2D(4, 3, activation="relu"),
+         layers.BatchNormalization(), layers.Flatten(), layers.Dense(3)]
+    )  # fmt: skip
+    qat = quantize_aware(model)
+    qat(np.ones((2, 6, 6, 3), "float32"), training=True)
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        assert not convert(qat, tmp_path / "m.tflite", dtype="int8").audit.float_ops
+    finally:
+        keras.mixed_precision.set_global_policy("float32")

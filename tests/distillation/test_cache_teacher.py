@@ -392,3 +392,10 @@ def test_bad_datasets_are_refused_in_one_line(
         cache_teacher(batches_of(data), teacher, tmp_path / "file" / "cache")
     with pytest.raises(TfcompError, match="as teacher"):
         cache_teacher(batches_of(data), "teacher.keras")
+
+
+def test_a_dataset_that_the_teacher_cannot_take_is_told_in_one_line(teacher: keras.Model) -> None:
+    wrong = tf.data.Dataset.from_tensor_slices((np.zeros((6, 99), "float32"), np.zeros(6))).batch(2)
+    with pytest.raises(TfcompError, match="does not fit the teacher") as error:
+        cache_teacher(wrong, teacher)
+    assert "\n" not in str(error.value)

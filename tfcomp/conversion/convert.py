@@ -30,8 +30,8 @@ from tfcomp.conversion.calibration import calibration_arrays
 from tfcomp.conversion.edgetpu import COMPILER
 from tfcomp.conversion.edgetpu_compiler import Compilation, compile_edgetpu
 from tfcomp.errors import ConversionError, TfcompError
-from tfcomp.graph import as_functional, check_model, trace
-from tfcomp.quantization import strip_quantization
+from tfcomp.graph import as_functional, check_model, rebuild, trace
+from tfcomp.quantization import quantization_report, strip_quantization
 from tfcomp.quantization.quantize_aware import is_quantize_aware, with_fixed_ranges
 
 DTYPES = ("float32", "float16", "dynamic", "int8", "int16x8")
@@ -101,7 +101,8 @@ def convert(
     Jacob et al. 2017, arXiv:1712.05877; the format: https://ai.google.dev/edge/litert.
     """
     check_model(model)
-    model = as_functional(model)
+    _check_path(path)
+    model = _of_open_batch(as_functional(model))
     request = _checked(dtype, target, io_dtype, allow_float_ops, model)
     names = input_names(model)
     arrays = _calibration(model, names, request, calibration)
@@ -109,11 +110,31 @@ def convert(
     with files.replacing(path) as temporary:
         with _work_folder() as folder:
             _write_request(folder, exported, names, request, arrays)
-            _run_worker(folder)
-            temporary.write_bytes((folder / "model.tflite").read_bytes())
+            _run_worker(folder, model)
+            made = (folder / "model.tflite").read_bytes()
+        # Outside of the work folder, whose errors are about another disk.
+        temporary.write_bytes(made)
         _check(audit(temporary), request)
         compilation = _compiled(temporary, pathlib.Path(path)) if target == "edgetpu" else None
     return Artifact(path, compilation)
+
+
+def _check_path(path: str | os.PathLike[str]) -> None:
+    if pathlib.Path(path).suffix != ".tflite":
+        raise TfcompError(
+            f"Expected a path that ends in .tflite, received {os.fspath(path)!r}. "
+            "Whatever is there is left as it is."
+        )
+
+
+def _of_open_batch(model: keras.Model) -> keras.Model:
+    """The model itself, or a copy for batches of 1 where it was built for larger ones.
+
+    A Sequential model without an Input keeps the size of the first batch that it was trained
+    on; a file made of that would want as many rows at every run.
+    """
+    fixed = {tensor.shape[0] for tensor in model.inputs} - {None, 1}
+    return rebuild(model, batch_size=1) if fixed else model
 
 
 def _compiled(temporary: pathlib.Path, path: pathlib.Path) -> Compilation | None:
@@ -200,14 +221,14 @@ def _export_form(model: keras.Model, request: _Request) -> keras.Model:
 
 @contextlib.contextmanager
 def _work_folder() -> Iterator[pathlib.Path]:
-    try:
-        with tempfile.TemporaryDirectory(prefix="tfcomp-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tfcomp-") as folder:
+        try:
             yield pathlib.Path(folder)
-    except OSError as error:
-        raise TfcompError(
-            f"Cannot write temporary files to {tempfile.gettempdir()}: "
-            f"{error.strerror or error}. Free space or set TMPDIR to another folder."
-        ) from error
+        except OSError as error:
+            raise TfcompError(
+                f"Cannot write temporary files to {tempfile.gettempdir()}: "
+                f"{error.strerror or error}. Free space or set TMPDIR to another folder."
+            ) from error
 
 
 def _write_request(
@@ -259,7 +280,7 @@ def _errors_only(logger: logging.Logger) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _run_worker(folder: pathlib.Path) -> None:
+def _run_worker(folder: pathlib.Path, model: keras.Model) -> None:
     script = pathlib.Path(__file__).with_name("worker.py")
     # Without a GPU, and by its file: importing the package would import Keras a second time.
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
@@ -276,10 +297,18 @@ def _run_worker(folder: pathlib.Path) -> None:
         name = signal.Signals(-result.returncode).name
         raise ConversionError(
             f"TensorFlow's converter crashed ({name}) on this model; nothing was written. "
-            "Leave out the layer converted last, or convert parts of the model to find it."
+            f"{_suspects(model)}"
         )
     if result.returncode or not (folder / "model.tflite").exists():
         raise ConversionError(f"TensorFlow's converter refused the model: {_cause(result.stderr)}")
+
+
+def _suspects(model: keras.Model) -> str:
+    """Which layers a crash is likely to come from."""
+    skipped = quantization_report(model).skipped
+    if not skipped:
+        return "Convert parts of the model to find the layer that it does not take."
+    return f"Try without the layers that have no integer form: {', '.join(skipped)}."
 
 
 def _cause(log: str) -> str:

@@ -65,24 +65,28 @@ def for_integers(model: keras.Model) -> keras.Model:
 
 
 def _lowered(node: Node) -> keras.layers.Layer | None:
-    """The form in which a layer is converted; None for as it is."""
+    """The form in which a layer is converted; None for as it is.
+
+    In float32 by name, whatever policy is in force when a model is converted.
+    """
     # `Any`, since a shape that reaches the lines below it has no None.
     shape: Any = node.outputs[0].shape
     activation = tflite8.activation_of(node)
     if _line(node) is not None:
-        depthwise = keras.layers.DepthwiseConv2D(1, name=node.name)
+        depthwise = keras.layers.DepthwiseConv2D(1, name=node.name, dtype="float32")
         if len(shape) == 4:
             return depthwise
         image = (1, math.prod(shape[1:-1]), shape[-1])
-        chain = [keras.layers.Reshape(image), depthwise, keras.layers.Reshape(shape[1:])]
+        before = keras.layers.Reshape(image, dtype="float32")
+        chain = [before, depthwise, keras.layers.Reshape(shape[1:], dtype="float32")]
         return keras.Sequential(chain, name=f"{node.name}_reshaped")
     if activation == "bounded_relu":
         # The range that follows it ends at or below its bound, and so bounds as well.
-        return keras.layers.ReLU(name=node.name)
+        return keras.layers.ReLU(name=node.name, dtype="float32")
     if activation == "hard_sigmoid":
-        return _HardSigmoid(name=node.name)
+        return _HardSigmoid(name=node.name, dtype="float32")
     if node.kind == "UpSampling2D" and node.op.interpolation == "nearest" and None not in shape[1:]:
-        return _NearestResize((shape[1], shape[2]), name=node.name)
+        return _NearestResize((shape[1], shape[2]), name=node.name, dtype="float32")
     return None
 
 

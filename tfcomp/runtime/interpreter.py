@@ -137,11 +137,15 @@ class Interpreter:
         Floats are uniform in [0, 1), 8-bit and 16-bit integers cover their range, other
         integers are 0, which is an index that any table has.
         """
+        if _open_sizes(self._native):
+            raise TfcompError(
+                f"{self.path.name}: an input of open size cannot be timed: expected fixed "
+                "dimensions behind the batch. Convert a model with a fixed keras.Input shape."
+            )
         rng = np.random.default_rng(seed)
         made: dict[str, Array] = {}
         for name, detail in self._inputs.items():
-            shape = [rows if d is None else d for d in _signature(detail)[:1]]
-            shape += [1 if d is None else d for d in _signature(detail)[1:]]
+            shape = [rows if d is None else d for d in _signature(detail)]
             dtype = np.dtype(detail["dtype"])
             if dtype.kind == "f":
                 made[name] = rng.random(shape).astype(dtype)
@@ -263,12 +267,19 @@ def _start(path: pathlib.Path, threads: int, delegates: bool) -> Any:
             experimental_op_resolver_type=resolver,
             experimental_preserve_all_tensors=not delegates,
         )
-        native.allocate_tensors()
+        # Where more than the batch is open, the placeholder of 1 may be too small to run on.
+        if not _open_sizes(native):
+            native.allocate_tensors()
     except (RuntimeError, ValueError, UnicodeDecodeError) as error:
         if "Flatbuffer" in str(error) or isinstance(error, UnicodeDecodeError):
             raise _broken(path, "damaged or truncated contents") from error
         raise _refused(path, error) from error
     return native
+
+
+def _open_sizes(native: Any) -> bool:
+    """Whether an input is open in other dimensions than the batch."""
+    return any(None in _signature(detail)[1:] for detail in native.get_input_details())
 
 
 def _broken(path: pathlib.Path, received: str) -> DamagedFileError:
