@@ -2,6 +2,20 @@
 
 from tfcomp.distillation.losses.feature import FitNetsHint
 from tfcomp.distillation.losses.per_sample import PerSampleLoss
+from tfcomp.distillation.losses.relation import (
+    CorrelationCongruence,
+    ProbabilisticKnowledgeTransfer,
+    RelationalKD,
+    SimilarityPreserving,
+)
 from tfcomp.distillation.losses.response import KnowledgeDistillation
 
-__all__ = ["FitNetsHint", "KnowledgeDistillation", "PerSampleLoss"]
+__all__ = [
+    "CorrelationCongruence",
+    "FitNetsHint",
+    "KnowledgeDistillation",
+    "PerSampleLoss",
+    "ProbabilisticKnowledgeTransfer",
+    "RelationalKD",
+    "SimilarityPreserving",
+]
