@@ -1,5 +1,6 @@
 """Distillation losses: a paper is a class."""
 
+from tfcomp.distillation.losses.contrastive import ContrastiveRepresentationDistillation
 from tfcomp.distillation.losses.feature import FitNetsHint
 from tfcomp.distillation.losses.per_sample import PerSampleLoss
 from tfcomp.distillation.losses.relation import (
@@ -11,6 +12,7 @@ from tfcomp.distillation.losses.relation import (
 from tfcomp.distillation.losses.response import KnowledgeDistillation
 
 __all__ = [
+    "ContrastiveRepresentationDistillation",
     "CorrelationCongruence",
     "FitNetsHint",
     "KnowledgeDistillation",

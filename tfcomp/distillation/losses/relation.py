@@ -130,7 +130,7 @@ class CorrelationCongruence(EmbeddingLoss):
         self.gamma = float(gamma)
         self.order = order
         self.instance_weight = _weight("instance_weight", instance_weight)
-        self.variant = _choice(variant, Congruence)
+        self.variant = choice(variant, Congruence)
 
     def build(self, teacher_shapes: Any, student_shapes: Any) -> None:
         """Makes the regressor, or RepDistiller's two embeddings."""
@@ -245,7 +245,7 @@ class RelationalKD(EmbeddingLoss):
         super().__init__(teacher_layer, student_layer, name)
         self.distance_weight = _weight("distance_weight", distance_weight)
         self.angle_weight = _weight("angle_weight", angle_weight)
-        self.variant = _choice(variant, Variant)
+        self.variant = choice(variant, Variant)
 
     def compute_loss(self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any) -> Any:
         """The scalar of the batch."""
@@ -322,7 +322,7 @@ class ProbabilisticKnowledgeTransfer(EmbeddingLoss):
         name: str | None = None,
     ) -> None:
         super().__init__(teacher_layer, student_layer, name)
-        self.variant = _choice(variant, Variant)
+        self.variant = choice(variant, Variant)
 
     def compute_loss(self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any) -> Any:
         """The scalar of the batch."""
@@ -444,7 +444,16 @@ def _weight(argument: str, value: Any) -> float:
     return float(value)
 
 
-def _choice(variant: Any, choices: Any) -> Any:
+def choice(variant: Any, choices: Any) -> Any:
+    """The variant if it is one of a `Literal`'s.
+
+    Raises:
+        TfcompError: If it is not; lists them.
+
+    Example:
+        >>> choice("paper", Variant)
+        'paper'
+    """
     if variant not in get_args(choices):
         listed = " or ".join(map(repr, get_args(choices)))
         raise TfcompError(f"`variant` must be {listed}. Received: {variant!r}.")
