@@ -13,7 +13,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfcomp.distillation import CachedInputs, Distiller, KnowledgeDistillation, cache_teacher
+from tfcomp.distillation import DistillationInputs, Distiller, KnowledgeDistillation, cache_teacher
 from tfcomp.errors import TfcompError
 
 Make = Callable[..., keras.Model]
@@ -87,7 +87,7 @@ def test_weights_and_inputs_alone(teacher: keras.Model, data: Data) -> None:
     np.testing.assert_array_equal(np.concatenate([w for _, _, w in rows(cached)]), weights)
     alone = cache_teacher(tf.data.Dataset.from_tensor_slices(data[0]).batch(5), teacher)
     (first,) = rows(alone)[0]
-    assert isinstance(first, CachedInputs)
+    assert isinstance(first, DistillationInputs)
     assert first.teacher_outputs.shape == (5, 3)
 
 
@@ -173,7 +173,7 @@ def test_class_weights_reach_the_cached_teachers_loss(
 def test_shuffle_and_augmentation_come_after(
     make_net: Make, teacher: keras.Model, data: Data
 ) -> None:
-    def flip(inputs: CachedInputs, labels: Any) -> Any:
+    def flip(inputs: DistillationInputs, labels: Any) -> Any:
         return inputs._replace(inputs=tf.image.flip_left_right(inputs.inputs)), labels
 
     cached = cache_teacher(batches_of(data), teacher)

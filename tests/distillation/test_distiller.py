@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from tfcomp.distillation import (
-    CachedInputs,
+    DistillationInputs,
     Distiller,
     FitNetsHint,
     KnowledgeDistillation,
@@ -567,7 +567,7 @@ def refused(*arguments: Any, **kwargs: Any) -> str:
 def test_models_that_do_not_fit_are_refused(make_net: Make) -> None:
     teacher, kd = make_net(), KnowledgeDistillation
     assert "expected (None, 3)" in refused(teacher, make_net(classes=4), kd())
-    wide = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    wide = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
     assert "same inputs" in refused(teacher, wide, kd())
     assert "same structure" in refused(two_heads("dict", 2), two_heads("list", 2), kd())
     assert "two models" in refused(teacher, teacher, kd())
@@ -653,9 +653,9 @@ def test_layers_of_a_cached_teacher_are_refused(make_net: Make, data: Data) -> N
     x, y = data
     distiller = Distiller(make_net(), make_net(), FitNetsHint("pool", "pool"))
     distiller.compile("sgd", loss=CE)
-    inputs = CachedInputs(x, np.zeros((16, 3), "float32"))
+    inputs = DistillationInputs(x, np.zeros((16, 3), "float32"))
     dataset = tf.data.Dataset.from_tensor_slices((inputs, y)).batch(16)
-    with pytest.raises(TfcompError, match="outputs only"):
+    with pytest.raises(TfcompError, match="cache_teacher with outputs and the layers"):
         distiller.fit(dataset, verbose=0)
 
 

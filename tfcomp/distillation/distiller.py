@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfcomp.distillation.coefficients import STUDENT, Coefficient, LossSelection
 from tfcomp.distillation.extractor import FeatureExtractor, Features
+from tfcomp.distillation.inputs import (
+    DistillationInputs,
+    fit_size,
+    image_size,
+    is_absent,
+    unpack,
+    watched,
+)
 from tfcomp.distillation.losses.per_sample import shapes
-from tfcomp.distillation.teachers import CachedInputs
-from tfcomp.distillation.terms import Term, make_terms
+from tfcomp.distillation.losses.step import Step
+from tfcomp.distillation.terms import Term, check_weight, make_terms
 from tfcomp.errors import TfcompError
 from tfcomp.graph import is_graph_model
 
@@ -28,11 +39,18 @@ class Distiller(keras.Model):
     one that writes CE + β·hint has s = 1/2 and w = β, at twice the learning rate.
 
     One step runs the student once and the teacher once, without a gradient and with
-    `training=False`; with data from `cache_teacher` the teacher is not run. Sample and class
-    weights apply to the student's loss and to every distillation loss: Σ wₙ·lossₙ / N over the
-    batch, as Keras reduces. `evaluate`, `predict` and a call are the student's alone. The
-    teacher is not changed, its `trainable` flags included, and its weights are not among this
-    model's; both models are saved with it.
+    `training=False`, however many losses there are; with data from `cache_teacher` the teacher
+    is not run. Sample and class weights apply to the student's loss and to every distillation
+    loss: Σ wₙ·lossₙ / N over the batch, as Keras reduces. Samples that `mix_unlabelled` marked
+    count in the distillation losses only. `evaluate`, `predict` and a call are the student's
+    alone. The teacher is not changed, its `trainable` flags included, and its weights are not
+    among this model's; both models are saved with it.
+
+    Where teacher and student take images of different sizes, each gets the batch resized
+    bilinearly to its own size, in `evaluate` and `predict` as well.
+
+    s and w may be assigned between and during trainings and take effect with the next step, see
+    `tfcomp.callbacks.LossWeightSchedule`. For stages see `tfcomp.callbacks.DistillationStage`.
 
     Logs: `loss`; `student_loss`, which is what the student would report by itself;
     `distillation_loss`, which is Σ wᵢ·lossᵢ; with several losses also each unweighted, by name.
@@ -86,7 +104,8 @@ class Distiller(keras.Model):
         kwargs.setdefault("dtype", student.dtype_policy)
         super().__init__(name=name, **kwargs)
         self.student = student
-        self.student_loss_weight = _fraction(student_loss_weight)
+        for term in terms:
+            term.resolve(teacher, student)
         self._setup = _Setup(
             teacher=None
             if teacher is None
@@ -94,7 +113,9 @@ class Distiller(keras.Model):
             student=FeatureExtractor(student, _names(terms, "student"), "student"),
             terms=tuple(terms),
             losses=distillation_losses,
-            weights=distillation_loss_weights,
+            weights=_per_entry(distillation_losses, distillation_loss_weights),
+            share=Coefficient(_fraction(student_loss_weight), "student_loss_weight"),
+            selection=LossSelection(term.name for term in terms),
         )
         for term in terms:
             term.check(self._setup.teacher, self._setup.student)
@@ -116,9 +137,52 @@ class Distiller(keras.Model):
         return [term.loss for term in self._setup.terms]
 
     @property
+    def loss_names(self) -> list[str]:
+        """The names of `distillation_losses`, each its metric's when there are several."""
+        return [term.name for term in self._setup.terms]
+
+    @property
+    def loss_selection(self) -> LossSelection:
+        """Which losses train, for callbacks; after a change make the train function anew."""
+        return self._setup.selection
+
+    @property
+    def student_loss_weight(self) -> float:
+        """The weight of the student's own loss; assign to change it."""
+        return self._setup.share.number
+
+    @student_loss_weight.setter
+    def student_loss_weight(self, weight: float) -> None:
+        weight = _fraction(weight)
+        compiled = getattr(self, "compiled", False)
+        if weight > 0 and ((compiled and self.loss is None) or self._setup.unlabelled):
+            raise TfcompError(
+                f"The student's loss cannot have the weight {weight}: expected compile(loss=...) "
+                "and data with labels, received none. Leave the weight at 0."
+            )
+        self._setup.share.assign(weight)
+
+    @property
     def distillation_loss_weights(self) -> list[float]:
-        """The weight of each of `distillation_losses`."""
-        return [term.weight for term in self._setup.terms]
+        """The weight of each of `distillation_losses`; assign a list to change them."""
+        return [term.weight.number for term in self._setup.terms]
+
+    @distillation_loss_weights.setter
+    def distillation_loss_weights(self, weights: Sequence[float]) -> None:
+        terms = self._setup.terms
+        if len(weights) != len(terms):
+            raise TfcompError(
+                f"There must be one weight for each loss: expected {len(terms)} for "
+                f"{', '.join(self.loss_names)}, received {len(weights)}."
+            )
+        asked = [check_weight(weight) for weight in weights]
+        for term, weight in zip(terms, asked, strict=True):
+            if any(w != weight for t, w in zip(terms, asked, strict=True) if t.entry == term.entry):
+                raise TfcompError(
+                    f"Losses per output of one entry share their weight: expected equal ones for "
+                    f"entry {term.entry}, received {asked}. Give several entries instead."
+                )
+            term.weight.assign(weight)
 
     @property
     def output_names(self) -> list[str]:
@@ -158,77 +222,165 @@ class Distiller(keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """The student's outputs."""
-        if isinstance(inputs, CachedInputs):
-            inputs = inputs.inputs
+        inputs = fit_size(unpack(inputs).inputs, self._setup.student_size)
         return self.student(inputs, training=training, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One update of the student, and of the losses' own layers."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        x, teacher = self._teacher_features(x)
-        with tf.GradientTape() as tape:
-            student = self._setup.student(x, training=True)
-            loss = self._mixed_loss(data, teacher, student)
-            loss = self.optimizer.scale_loss(loss)
+        known = unpack(x)
+        partial = not self._setup.selection.is_active(STUDENT)
+        with contextlib.ExitStack() as stack:
+            teacher, teacher_gradient = self._teacher_features(known, stack)
+            with tf.GradientTape(persistent=partial) as tape:
+                student, step = self._student_features(known, y, teacher_gradient, stack)
+                parts = self.step_losses(known, y, sample_weight, teacher, student, step)
+                loss = self.optimizer.scale_loss(parts.total)
         variables = self.trainable_variables
+        if partial:
+            # What the stage's losses do not reach rests, weight decay and regularisers included.
+            reached = tape.gradient(parts.distilled, variables)
+            pairs = zip(variables, reached, strict=True)
+            variables = [variable for variable, gradient in pairs if gradient is not None]
         if not variables:
             raise TfcompError(
                 f"The student {self.student.name!r} cannot learn: expected trainable weights, "
                 "received none. Set student.trainable = True and compile again."
             )
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
-        return self.compute_metrics(x, y, student.outputs, sample_weight=sample_weight)
+        gradients = tape.gradient(loss, variables)
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return self._step_metrics(known, y, student.outputs, sample_weight)
 
-    def _teacher_features(self, x: Any) -> tuple[Any, Features]:
-        """The student's inputs, and what the teacher says of them."""
+    def _teacher_features(
+        self, known: DistillationInputs, stack: contextlib.ExitStack
+    ) -> tuple[Features, Callable[[Any], Any] | None]:
+        """What the teacher says, and a function that differentiates it by its inputs."""
         teacher = self._setup.teacher
-        if not isinstance(x, CachedInputs):
+        if is_absent(known.teacher_outputs):
             if teacher is None:
                 raise TfcompError(
                     "There is no teacher: expected data from cache_teacher(dataset, teacher), "
                     "received inputs alone. Pass the teacher to the Distiller."
                 )
-            return x, teacher(x, training=False).detached()
+            wanted = any(term.needs_input_gradients for term in self._setup.terms)
+            inputs = fit_size(known.inputs, self._setup.teacher_size)
+            inputs, gradient = stack.enter_context(watched(inputs, wanted))
+            features = teacher(inputs, training=False)
+            return (features if wanted else features.detached()), gradient
+        return self._cached_features(known), None
+
+    def _cached_features(self, known: DistillationInputs) -> Features:
+        layers = dict(known.teacher_layers) if known.teacher_layers else {}
         for term in self._setup.terms:
-            if term.teacher_layers is not None:
+            names = [n for n in keras.tree.flatten(term.teacher_layers) if n is not None]
+            missing = [name for name in names if name not in layers]
+            if missing or term.needs_input_gradients:
+                wants = f"the teacher's layers {missing}" if missing else "the teacher's gradients"
                 raise TfcompError(
-                    f"{term.name!r} compares the teacher's layer {term.teacher_layers!r}: expected "
-                    "plain inputs, received data from cache_teacher, which holds the teacher's "
-                    "outputs only. Train on the dataset itself."
+                    f"{term.name!r} compares {wants}: expected them in the data, received data "
+                    f"from cache_teacher with outputs and the layers {list(layers)}. Pass "
+                    "layers=[...] to cache_teacher, or train on the dataset itself."
                 )
         student = self._setup.student.symbolic()
-        outputs = x.teacher_outputs
+        outputs = known.teacher_outputs
         if student is not None and list(shapes(outputs)) == list(shapes(student.outputs)):
             # A dataset has made tuples of lists.
             outputs = keras.tree.pack_sequence_as(student.outputs, keras.tree.flatten(outputs))
-        return x.inputs, Features(outputs, {})
+        return Features(outputs, layers)
 
-    def _mixed_loss(self, data: Any, teacher: Features, student: Features) -> Any:
+    def _student_features(
+        self,
+        known: DistillationInputs,
+        labels: Any,
+        teacher_gradient: Callable[[Any], Any] | None,
+        stack: contextlib.ExitStack,
+    ) -> tuple[Features, Step]:
+        """The student's forward pass, and what losses may ask about the step."""
+        setup = self._setup
+        inputs = fit_size(known.inputs, setup.student_size)
+        wanted = any(term.needs_input_gradients for term in setup.terms)
+        inputs, gradient = stack.enter_context(watched(inputs, wanted))
+
+        def ask_teacher(inputs: Any) -> Any:
+            if setup.teacher is None:
+                raise TfcompError(
+                    "A loss runs the teacher: expected one, received None. Pass it to the "
+                    "Distiller."
+                )
+            outputs = setup.teacher.model(fit_size(inputs, setup.teacher_size), training=False)
+            return keras.tree.map_structure(keras.ops.stop_gradient, outputs)
+
+        def ask_student(inputs: Any) -> Any:
+            return self.student(fit_size(inputs, setup.student_size), training=True)
+
+        def detached_gradient(values: Any) -> Any:
+            if teacher_gradient is None:
+                raise TfcompError("Cached teachers have no gradients. Train on the dataset itself.")
+            return keras.tree.map_structure(keras.ops.stop_gradient, teacher_gradient(values))
+
+        index = None if is_absent(known.index) else known.index
+        step = Step(inputs, labels, index, ask_teacher, ask_student, detached_gradient, gradient)
+        return setup.student(inputs, training=True), step
+
+    def step_losses(
+        self,
+        known: DistillationInputs,
+        y: Any,
+        sample_weight: Any,
+        teacher: Features,
+        student: Features,
+        step: Step,
+    ) -> StepLosses:
         """s·student + (1−s)·(Σ wᵢ·lossᵢ) + regularisation, for this replica's share."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        share, replicas = self.student_loss_weight, _replicas()
-        values = [term.value(teacher, student, sample_weight) for term in self._setup.terms]
-        weights = self.distillation_loss_weights
-        distilled = sum(w * value for w, value in zip(weights, values, strict=True))
+        setup, replicas = self._setup, _replicas()
+        values = {t.name: t.value(teacher, student, sample_weight, step) for t in setup.terms}
+        distilled = sum(
+            term.weight.variable.value * values[term.name]
+            for term in setup.terms
+            if setup.selection.is_active(term.name)
+        )
         floatx = keras.config.floatx()
         extra = sum(keras.ops.sum(keras.ops.cast(loss, floatx)) for loss in self.losses) / replicas
-        if y is None and share > 0:
+        if y is None and setup.share.number > 0:
             raise TfcompError(
-                f"The student's loss has the weight {share}: expected data of (x, y), received x "
-                "alone. For training without labels pass student_loss_weight=0.0."
+                f"The student's loss has the weight {setup.share.number}: expected data of (x, y), "
+                "received x alone. For training without labels pass student_loss_weight=0.0."
             )
-        if self.loss is None or y is None:
+        setup.unlabelled = self.loss is None or y is None
+        if setup.unlabelled:
             supervised, loss = extra, distilled + extra
         else:
+            weights = _labelled_weight(known.labelled, sample_weight)
             # What Keras computes here includes `extra`, hence it is added to both sides.
-            supervised = self.compute_loss(x, y, student.outputs, sample_weight, training=True)
-            loss = share * supervised + (1.0 - share) * (distilled + extra)
-        count = tf.shape(next(part for part in keras.tree.flatten(x) if part is not None))[0]
-        totals = {"loss": loss, "student_loss": supervised, "distillation_loss": distilled}
-        totals |= {t.name: v for t, v in zip(self._term_trackers, values, strict=False)}
+            supervised = self.compute_loss(step.inputs, y, student.outputs, weights, training=True)
+            share = setup.share.variable.value
+            if setup.selection.is_active(STUDENT):
+                loss = share * supervised + (1.0 - share) * (distilled + extra)
+            else:
+                loss = distilled + extra
+        inputs = keras.tree.flatten(known.inputs)
+        count = tf.shape(next(part for part in inputs if part is not None))[0]
+        totals = {
+            "loss": loss,
+            "student_loss": supervised,
+            "distillation_loss": distilled,
+            **values,
+        }
         for tracker in [self._loss_metric(), *self._trackers()]:
             tracker.update_state(totals[tracker.name] * replicas, sample_weight=count)
-        return loss
+        return StepLosses(loss, distilled)
+
+    def _step_metrics(
+        self, known: DistillationInputs, y: Any, outputs: Any, sample_weight: Any
+    ) -> dict[str, Any]:
+        """The metrics, to which samples without a label are unknown."""
+        inputs = known.inputs
+        if not is_absent(known.labelled) and y is not None:
+            y, outputs, sample_weight = keras.tree.map_structure(
+                lambda part: None if part is None else tf.boolean_mask(part, known.labelled),
+                (y, outputs, sample_weight),
+            )
+        return self.compute_metrics(inputs, y, outputs, sample_weight=sample_weight)
 
     def _loss_metric(self) -> keras.metrics.Metric:
         """The metric that Keras reports as the loss."""
@@ -251,7 +403,7 @@ class Distiller(keras.Model):
             "teacher": None if self.teacher is None else serialize(self.teacher),
             "student": serialize(self.student),
             "distillation_losses": serialize(self._setup.losses),
-            "distillation_loss_weights": self._setup.weights,
+            "distillation_loss_weights": self._setup.entry_weights(),
             "student_loss_weight": self.student_loss_weight,
         }
 
@@ -267,6 +419,14 @@ class Distiller(keras.Model):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class StepLosses:
+    """The losses of one step: what is minimised, and the distillation losses' share of it."""
+
+    total: Any
+    distilled: Any
+
+
+@dataclasses.dataclass(eq=False)
 class _Setup:
     """What a distiller works with. Keras does not look into it, so it tracks none of it: the
     teacher's weights are not the distiller's, nor are the extractors saved beside the models.
@@ -276,7 +436,26 @@ class _Setup:
     student: FeatureExtractor
     terms: tuple[Term, ...]
     losses: Any
-    weights: Any
+    weights: list[float]
+    share: Coefficient
+    selection: LossSelection
+    # Whether a step without labels has been traced, which cannot be given a share later.
+    unlabelled: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = [None if one is None else image_size(one.model) for one in self._extractors()]
+        differ = None not in sizes and sizes[0] != sizes[1]
+        self.teacher_size, self.student_size = sizes if differ else (None, None)
+
+    def _extractors(self) -> tuple[FeatureExtractor | None, FeatureExtractor]:
+        return self.teacher, self.student
+
+    def entry_weights(self) -> list[float]:
+        """The weights now in force, as the caller gave them: one for each entry."""
+        weights = list(self.weights)
+        for term in self.terms:
+            weights[term.entry] = term.weight.number
+        return weights
 
 
 def _names(terms: list[Term], role: str) -> list[str]:
@@ -294,6 +473,26 @@ def _fraction(weight: Any) -> float:
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
         raise TfcompError(f"`student_loss_weight` must be in [0, 1]. Received: {weight!r}.")
     return float(weight)
+
+
+def _per_entry(losses: Any, weights: Any) -> list[float]:
+    count = len(losses) if isinstance(losses, (list, tuple)) else 1
+    if weights is None:
+        return [1.0] * count
+    return [weights] if isinstance(weights, (int, float)) else list(weights)
+
+
+def _labelled_weight(labelled: Any, sample_weight: Any) -> Any:
+    """Weights for the student's loss: none where there is no label."""
+    if is_absent(labelled):
+        return sample_weight
+    labelled = keras.ops.cast(labelled, keras.config.floatx())
+    if sample_weight is None:
+        return labelled
+    return keras.tree.map_structure(
+        lambda w: keras.ops.cast(keras.ops.reshape(w, (-1,)), labelled.dtype) * labelled,
+        sample_weight,
+    )
 
 
 def _check_models(teacher: Any, student: Any) -> None:
@@ -318,13 +517,17 @@ def _check_models(teacher: Any, student: Any) -> None:
 
 def _check_inputs(teacher: keras.Model, student: keras.Model) -> None:
     expected, received = shapes(list(teacher.inputs)), shapes(list(student.inputs))
+    if image_size(teacher) is not None and image_size(student) is not None:
+        # Images are resized, hence only their channels must agree.
+        expected, received = ({k: v[3:] for k, v in one.items()} for one in (expected, received))
     same = list(expected) == list(received) and all(
         len(a) == len(b) and all(m == n or None in (m, n) for m, n in zip(a, b, strict=True))
         for a, b in zip(expected.values(), received.values(), strict=True)
     )
     if not same:
         raise TfcompError(
-            f"Teacher and student must take the same inputs: expected {list(expected.values())} as "
-            f"the teacher's, received {list(received.values())} from the student. Put a Resizing "
-            "or Rescaling layer in front of one of them."
+            f"Teacher and student must take the same inputs: expected "
+            f"{list(shapes(list(teacher.inputs)).values())} as the teacher's, received "
+            f"{list(shapes(list(student.inputs)).values())} from the student. Images may differ "
+            "in size alone; put a layer in front of one of them."
         )

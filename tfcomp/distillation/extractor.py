@@ -10,7 +10,16 @@ from typing import Any
 import keras
 
 from tfcomp.errors import TfcompError
-from tfcomp.graph import check_model, is_graph_model, trace
+from tfcomp.graph import (
+    check_model,
+    functional_class,
+    is_graph_model,
+    pre_activation,
+    trace,
+)
+
+# Behind a layer's name: its values before the activation. Keras allows no slash in a name.
+PRE_ACTIVATION = "/pre_activation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +47,8 @@ class FeatureExtractor:
 
     Args:
         model: A model; functional or Sequential where layers are named.
-        layer_names: Names of layers of `model` itself, not of models nested in it.
+        layer_names: Names of layers of `model` itself, not of models nested in it. A name with
+            `/pre_activation` behind it means the layer's values before its activation.
         role: What the model is to the caller, for messages.
 
     Raises:
@@ -58,8 +68,8 @@ class FeatureExtractor:
         self._inner: keras.Model | None = None
         names = list(dict.fromkeys(layer_names))
         if names:
-            tensors = {name: _layer_output(model, name, role) for name in names}
-            self._inner = _multi_output(model, tensors, role)
+            layers = {name: _find(model, name, role) for name in names}
+            self._inner = _multi_output(model, layers, role)
 
     def __call__(self, inputs: Any, training: bool) -> Features:
         if self._inner is None:
@@ -85,7 +95,8 @@ def model_output(model: keras.Model) -> Any:
     return model.outputs[0] if isinstance(model, keras.Sequential) else model.output
 
 
-def _layer_output(model: keras.Model, name: str, role: str) -> Any:
+def _find(model: keras.Model, full_name: str, role: str) -> keras.Layer:
+    name = full_name.removesuffix(PRE_ACTIVATION)
     try:
         check_model(model, role)
     except TfcompError as error:
@@ -105,39 +116,40 @@ def _layer_output(model: keras.Model, name: str, role: str) -> Any:
             f"called once, received one called {calls} times. Put "
             'keras.layers.Identity(name="...") behind the call you mean.'
         )
-    return layer.output
+    return layer
 
 
-def _multi_output(model: keras.Model, tensors: dict[str, Any], role: str) -> keras.Model:
-    plain = _plain_classes()
-    if type(model).call not in [kind.call for kind in plain]:
+def _multi_output(model: keras.Model, layers: dict[str, Any], role: str) -> keras.Model:
+    if type(model).call not in [kind.call for kind in (functional_class(), keras.Sequential)]:
         raise TfcompError(
-            f"Layers {list(tensors)} of the {role} {model.name!r} cannot be reached: expected a "
+            f"Layers {list(layers)} of the {role} {model.name!r} cannot be reached: expected a "
             f"plain functional or Sequential model, received {type(model).__name__}, whose own "
             "call() would be passed over. Move its call() into keras.Model(inputs, outputs)."
         )
-    outputs = {"outputs": model_output(model), "layers": tensors}
+
+    def with_layers(tensors: dict[str, Any]) -> keras.Model:
+        outputs = {"outputs": model_output(model), "layers": tensors}
+        name = f"{model.name}_features"
+        return keras.Model(model_input(model), outputs, name=name, dtype=model.dtype_policy)
+
     try:
-        inner = keras.Model(
-            model_input(model), outputs, name=f"{model.name}_features", dtype=model.dtype_policy
-        )
+        inner = with_layers({name: layer.output for name, layer in layers.items()})
         same = len(trace(inner).nodes) == len(trace(model).nodes)
     except ValueError:
         same = False
     if not same:
         # layer.output is that of the layer's first call, be it in another model.
         raise TfcompError(
-            f"Layers {list(tensors)} of the {role} {model.name!r} are ambiguous: expected layers "
+            f"Layers {list(layers)} of the {role} {model.name!r} are ambiguous: expected layers "
             "of this model alone, received one that was first called in another model. Copy "
             "the model with tfcomp.graph.rebuild(model)."
         )
-    return inner
-
-
-def _plain_classes() -> tuple[type[keras.Model], ...]:
-    # Keras 3.12 refuses a model without a layer.
-    tensor = keras.Input((1,))
-    return type(keras.Model(tensor, keras.layers.Identity()(tensor))), keras.Sequential
+    return with_layers(
+        {
+            name: pre_activation(layer) if name.endswith(PRE_ACTIVATION) else layer.output
+            for name, layer in layers.items()
+        }
+    )
 
 
 def _nearest(name: str, known: list[str]) -> str:

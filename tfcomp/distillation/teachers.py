@@ -8,13 +8,15 @@ import json
 import os
 import pathlib
 import struct
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfcomp.distillation.extractor import FeatureExtractor
+from tfcomp.distillation.inputs import DistillationInputs, is_absent, unpack
 from tfcomp.errors import TfcompError
 from tfcomp.files import replacing
 from tfcomp.graph import is_graph_model
@@ -26,26 +28,20 @@ _MAGIC = b"TFCTEACH"
 _DIGEST_BYTES = 16
 
 
-class CachedInputs(NamedTuple):
-    """A model's inputs together with the teacher's outputs for them.
-
-    It stands in a dataset where the inputs stood; a `Distiller` takes it apart. To augment:
-    `cached.map(lambda x, y: (x._replace(inputs=flip(x.inputs)), y))`.
-    """
-
-    inputs: Any
-    teacher_outputs: Any
-
-
 def cache_teacher(
-    dataset: tf.data.Dataset, teacher: keras.Model, path: str | os.PathLike[str] | None = None
+    dataset: tf.data.Dataset,
+    teacher: keras.Model,
+    path: str | os.PathLike[str] | None = None,
+    layers: Sequence[str] = (),
 ) -> tf.data.Dataset:
     """Asks the teacher once for every sample; training then goes without it.
 
     The new dataset has the elements of `dataset` in the same batches, with
-    `CachedInputs(x, teacher(x))` in the place of x. Give it to `fit` of a `Distiller`, also
-    of one with `teacher=None`. It may be shuffled, repeated and augmented; what is augmented
-    keeps the teacher's outputs for the plain sample. Layers are not cached, outputs are.
+    `DistillationInputs` in the place of x: x itself, what the teacher says of it, and the
+    outputs of the teacher's layers that were asked for. Give it to `fit` of a `Distiller`; with
+    losses on outputs also of one with `teacher=None`. It may be shuffled, repeated and
+    augmented; what is augmented keeps the teacher's outputs for the plain sample. To have the
+    teacher see several augmented views of each sample, cache `augmented_views`.
 
     Samples and outputs are kept in memory, or in a file that is mapped into memory. With a
     file, a second call reads the dataset but does not run the teacher, provided that every
@@ -58,9 +54,12 @@ def cache_teacher(
             shape per component. Random augmentation in it is frozen, and misses the file.
         teacher: A built model; run with `training=False`.
         path: The file. None keeps everything in memory.
+        layers: Names of layers of a functional or Sequential teacher, for losses that compare
+            them.
 
     Returns:
-        A dataset of (CachedInputs, …), batches of the size of the first, the last may be less.
+        A dataset of (DistillationInputs, …), batches of the size of the first, the last may be
+        less.
 
     Raises:
         TfcompError: If the dataset is infinite, empty or of another kind, if the file cannot
@@ -76,14 +75,16 @@ def cache_teacher(
         (2, 4) (2, 3) [2 3]
         (1, 4) (1, 3) [4]
     """
-    source = _Source.of(dataset, teacher)
+    source = _Source.of(dataset, teacher, layers)
     if path is None:
         records = np.concatenate(list(source.records()))
         return _serve(source, records, np.arange(len(records)))
     target = pathlib.Path(path)
     if target.is_dir():
         raise TfcompError(f"`path` must be a file. Received: {target}, a folder. Add a file name.")
-    key = {"teacher": _fingerprint(teacher), "record": repr(source.record)}
+    key = {"teacher": fingerprint(teacher), "record": repr(source.record)}
+    if layers:
+        key["layers"] = repr(sorted(set(layers)))
     stored = _read(target, key, source.record)
     order = None if stored is None else _find(source.digests(), stored["digest"])
     if stored is None or order is None:
@@ -109,12 +110,18 @@ class _Source:
     ask: Callable[..., Any]
 
     @classmethod
-    def of(cls, dataset: Any, teacher: keras.Model) -> _Source:
+    def of(cls, dataset: Any, teacher: keras.Model, layers: Sequence[str]) -> _Source:
         batches, batched = _as_batches(dataset, teacher)
+        extractor = FeatureExtractor(teacher, layers, "teacher")
         element = batches.element_spec
-        inputs_alone = not isinstance(element, tuple)
+        inputs_alone = not isinstance(element, tuple) or isinstance(element, DistillationInputs)
         specs = tuple(tf.nest.flatten(element))
-        ask = tf.function(lambda x: teacher(x, training=False), reduce_retracing=True)
+
+        def answer(x: Any) -> Any:
+            features = extractor(unpack(x).inputs, training=False)
+            return features.outputs, features.layers
+
+        ask = tf.function(answer, reduce_retracing=True)
         inputs = element if inputs_alone else element[0]
         outputs = ask.get_concrete_function(inputs).structured_outputs
         output_specs = tuple(tf.nest.flatten(outputs))
@@ -171,14 +178,15 @@ def _as_batches(dataset: Any, teacher: keras.Model) -> tuple[tf.data.Dataset, bo
     leaves = tf.nest.flatten(element)
     if not all(isinstance(leaf, tf.TensorSpec) for leaf in leaves):
         raise TfcompError(f"Expected a dataset of dense tensors. Received: {element}.")
-    if isinstance(element, tuple) and isinstance(element[0], CachedInputs):
+    alone = not isinstance(element, tuple) or isinstance(element, DistillationInputs)
+    known = unpack(element if alone else element[0])
+    if not is_absent(known.teacher_outputs):
         raise TfcompError("Expected plain inputs, received those of cache_teacher. Cache once.")
     if not isinstance(teacher, keras.Model) or not teacher.built:
         raise TfcompError(f"Expected a built keras.Model as teacher. Received: {teacher!r}.")
     if not is_graph_model(teacher):
         return dataset, True
-    inputs = element[0] if isinstance(element, tuple) else element
-    rank, expected = tf.nest.flatten(inputs)[0].shape.rank, len(teacher.inputs[0].shape)
+    rank, expected = tf.nest.flatten(known.inputs)[0].shape.rank, len(teacher.inputs[0].shape)
     if rank not in (expected, expected - 1):
         raise TfcompError(
             f"The dataset does not fit the teacher: expected inputs of {expected} axes with the "
@@ -244,9 +252,9 @@ def _element(source: _Source, flat: list[Any]) -> tuple[Any, ...]:
     count = len(source.specs)
     element = tf.nest.pack_sequence_as(source.batches.element_spec, flat[:count])
     # Datasets would stack lists of tensors; tuples stay tuples.
-    outputs = tf.nest.pack_sequence_as(_tuples(source.outputs), flat[count:])
+    outputs, layers = tf.nest.pack_sequence_as(_tuples(source.outputs), flat[count:])
     inputs, *rest = (element,) if source.inputs_alone else element
-    return (CachedInputs(inputs, outputs), *rest)
+    return (unpack(inputs)._replace(teacher_outputs=outputs, teacher_layers=layers or ()), *rest)
 
 
 def _tuples(structure: Any) -> Any:
@@ -311,8 +319,18 @@ def _payload_bytes(file: BinaryIO, key: dict[str, str]) -> int:
     return int(size - footer - length) if file.read(length) == json.dumps(key).encode() else 0
 
 
-def _fingerprint(teacher: keras.Model) -> str:
-    """Changes with the teacher's weights, its configuration and its own classes' code."""
+def fingerprint(teacher: keras.Model) -> str:
+    """A name for a model that changes with its weights, configuration and own classes' code.
+
+    Args:
+        teacher: A built model.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        TfcompError: If the model has no configuration.
+    """
     digest = hashlib.sha256()
     try:
         config = json.dumps(teacher.get_config(), sort_keys=True, default=str)

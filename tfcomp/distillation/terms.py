@@ -10,15 +10,25 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from tfcomp.distillation.extractor import FeatureExtractor, Features, model_input, model_output
+from tfcomp.distillation.coefficients import STUDENT, Coefficient
+from tfcomp.distillation.extractor import (
+    PRE_ACTIVATION,
+    FeatureExtractor,
+    Features,
+    model_input,
+    model_output,
+)
+from tfcomp.distillation.losses.feature_loss import FeatureLoss
 from tfcomp.distillation.losses.per_sample import PerSampleLoss, check_same_shapes, describe
+from tfcomp.distillation.losses.step import Step
 from tfcomp.errors import TfcompError
 from tfcomp.graph import is_graph_model
 
 # Names that a distiller's own metrics have.
-_RESERVED = ("loss", "student_loss", "distillation_loss")
+_RESERVED = ("loss", "student_loss", "distillation_loss", STUDENT)
 _KERAS_LOSSES = (
     keras.distillation.LogitsDistillation,
     keras.distillation.FeatureDistillation,
@@ -31,30 +41,43 @@ class Term:
 
     Attributes:
         loss: The distillation loss.
-        weight: Its weight among the losses.
+        weight: Its weight among the losses; the losses that one entry gives for several outputs
+            share it.
         name: Name of its metric.
         output: Which output of both models it compares; None for all of them.
+        entry: Which of the caller's entries it comes from.
     """
 
     loss: keras.distillation.DistillationLoss
-    weight: float
+    weight: Coefficient
     name: str
     output: str | int | None
+    entry: int
 
     @property
     def teacher_layers(self) -> Any:
         """Name, or nested names, of the teacher's layers; None for its outputs."""
-        return getattr(self.loss, "teacher_layer_name", None)
+        return self._layers("teacher")
 
     @property
     def student_layers(self) -> Any:
         """Name, or nested names, of the student's layers; None for its outputs."""
-        return getattr(self.loss, "student_layer_name", None)
+        return self._layers("student")
 
     @property
     def layers(self) -> tuple[keras.layers.Layer, ...]:
         """Layers that are trained for this loss."""
         return tuple(getattr(self.loss, "layers", ()))
+
+    @property
+    def needs_input_gradients(self) -> bool:
+        """Whether the loss asks for gradients with respect to inputs."""
+        return bool(getattr(self.loss, "needs_input_gradients", False))
+
+    def resolve(self, teacher: keras.Model | None, student: keras.Model) -> None:
+        """Lets a loss on layers find their names."""
+        if isinstance(self.loss, FeatureLoss):
+            self.loss.resolve(teacher, student)
 
     def check(self, teacher: FeatureExtractor | None, student: FeatureExtractor) -> None:
         """Lets the loss see both models, and their shapes where these are known."""
@@ -73,13 +96,14 @@ class Term:
         if of_teacher is not None and of_student is not None:
             self._select(of_teacher, of_student)
 
-    def value(self, teacher: Features, student: Features, sample_weight: Any) -> Any:
+    def value(self, teacher: Features, student: Features, sample_weight: Any, step: Step) -> Any:
         """Mean over the batch, weighted by sample, before weight and replicas."""
-        teacher_outputs, student_outputs = self._select(teacher, student)
+        pair = self._select(teacher, student)
+        extra = (step,) if getattr(self.loss, "needs_step", False) else ()
         if isinstance(self.loss, PerSampleLoss) and not self.loss.batch_relational:
-            values = self.loss.per_sample(teacher_outputs, student_outputs)
+            values = self.loss.per_sample(*pair, *extra)
         else:
-            values = self.loss.compute_loss(teacher_outputs, student_outputs)
+            values = self.loss.compute_loss(*pair, *extra)
             values = keras.ops.convert_to_tensor(values)
         if len(values.shape) > 1:
             raise TfcompError(
@@ -89,6 +113,12 @@ class Term:
         if sample_weight is not None:
             values = values * self._weights(values, sample_weight)
         return keras.ops.cast(keras.ops.mean(values), keras.config.floatx()) / self._replicas()
+
+    def _layers(self, role: str) -> Any:
+        names = getattr(self.loss, f"{role}_layer_name", None)
+        if names is None or not getattr(self.loss, "pre_activation", False):
+            return names
+        return keras.tree.map_structure(lambda name: name + PRE_ACTIVATION, names)
 
     def _select(self, teacher: Features, student: Features) -> tuple[Any, Any]:
         pair = (
@@ -176,20 +206,27 @@ def make_terms(losses: Any, weights: Any, student: keras.Model) -> list[Term]:
         )
     taken = dict.fromkeys(_RESERVED, 1)
     terms = []
-    for entry, weight in zip(entries, weights, strict=True):
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-            raise TfcompError(f"A distillation loss weight must be a number. Received: {weight!r}.")
-        if not math.isfinite(weight) or weight < 0:
-            raise TfcompError(f"A distillation loss weight must be ≥ 0. Received: {weight}.")
+    for index, (entry, weight) in enumerate(zip(entries, weights, strict=True)):
+        weight = check_weight(weight)
+        shared = Coefficient(weight, "distillation_loss_weight")
         for output, label, loss in _per_output(entry, student):
             _check_loss(loss, output)
             name = "_".join([*([str(label)] if output is not None else []), _name(loss)])
             taken[name] = taken.get(name, 0) + 1
             unique = name if taken[name] == 1 else f"{name}_{taken[name]}"
-            terms.append(Term(loss, float(weight), unique, output))
+            terms.append(Term(loss, shared, unique, output, index))
     if not terms:
         raise TfcompError("All distillation losses are None: expected at least one loss.")
     return terms
+
+
+def check_weight(weight: Any) -> float:
+    """The weight of a loss as a float; raises `TfcompError` unless it is a number ≥ 0."""
+    if isinstance(weight, bool) or not isinstance(weight, (int, float, np.number)):
+        raise TfcompError(f"A distillation loss weight must be a number. Received: {weight!r}.")
+    if not math.isfinite(weight) or weight < 0:
+        raise TfcompError(f"A distillation loss weight must be ≥ 0. Received: {weight}.")
+    return float(weight)
 
 
 def pick(structure: Any, output: str | int | None, owner: str) -> Any:
@@ -252,7 +289,8 @@ def _check_loss(loss: Any, output: Any) -> None:
             f"{loss!r}. Use KnowledgeDistillation(), for one."
         )
     layers = [getattr(loss, f"{role}_layer_name", None) for role in ("teacher", "student")]
-    if output is not None and layers != [None, None]:
+    on_layers = isinstance(loss, FeatureLoss) or layers != [None, None]
+    if output is not None and on_layers:
         raise TfcompError(
             f"{type(loss).__name__} compares layers: expected a loss on outputs for output "
             f"{output!r}, received one with the layers {layers}. Put it into the list "

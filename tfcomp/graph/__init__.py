@@ -1,5 +1,6 @@
 """The one place that walks and rewrites a Keras model."""
 
+from tfcomp.graph.activations import pre_activation
 from tfcomp.graph.channels import AxisKey, SizeKey
 from tfcomp.graph.dependency import (
     FIXED,
@@ -18,6 +19,7 @@ from tfcomp.graph.trace import (
     Tensor,
     as_functional,
     check_model,
+    functional_class,
     is_graph_model,
     trace,
 )
@@ -37,7 +39,9 @@ __all__ = [
     "clone_op",
     "dependencies",
     "fold_batch_norm",
+    "functional_class",
     "is_graph_model",
+    "pre_activation",
     "rebuild",
     "remove_units",
     "removed_channels",

@@ -122,7 +122,7 @@ def substitute(structure: Any, values: Mapping[Tensor, Any]) -> Any:
 
 def is_graph_model(model: Any) -> bool:
     """Whether `model` is functional or Sequential, so that its calls can be listed."""
-    return isinstance(model, (keras.Sequential, _functional_class()))
+    return isinstance(model, (keras.Sequential, functional_class()))
 
 
 def check_model(model: Any, role: str = "model") -> None:
@@ -301,9 +301,9 @@ def _without_none(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _functional_class() -> type[keras.Model]:
-    # keras.Model(inputs, outputs) returns an instance of the functional class, which has no
-    # public name of its own. Keras 3.12 refuses a model without a layer.
+def functional_class() -> type[keras.Model]:
+    """The class of `keras.Model(inputs, outputs)`."""
+    # It has no public name of its own. Keras 3.12 refuses a model without a layer.
     tensor = keras.Input((1,))
     return type(keras.Model(tensor, keras.layers.Identity()(tensor)))
 

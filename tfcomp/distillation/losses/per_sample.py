@@ -22,7 +22,10 @@ class PerSampleLoss(keras.distillation.DistillationLoss):
         student_layer_name: Likewise for the student.
         layers: Layers that the loss trains along with the student, regressors for one.
         batch_relational: Whether a sample's value depends on the other samples of the batch.
-            Such a loss is refused together with sample weights, which it cannot honour.
+            Such a loss defines `compute_loss`. It is refused together with sample weights, which
+            it cannot honour.
+        needs_step: Whether `per_sample` (or `compute_loss`) takes a third argument, a `Step`.
+        needs_input_gradients: Whether it will ask the step for gradients with respect to inputs.
 
     Example:
         >>> import keras
@@ -38,14 +41,23 @@ class PerSampleLoss(keras.distillation.DistillationLoss):
     student_layer_name: Any = None
     layers: tuple[keras.layers.Layer, ...] = ()
     batch_relational: ClassVar[bool] = False
+    needs_step: ClassVar[bool] = False
+    needs_input_gradients: ClassVar[bool] = False
 
-    def per_sample(self, teacher_outputs: Any, student_outputs: Any) -> Any:
+    def per_sample(self, teacher_outputs: Any, student_outputs: Any, *step: Any) -> Any:
         """Values of shape (batch,) from outputs that have passed `validate_outputs`."""
         raise NotImplementedError(f"{type(self).__name__} must define per_sample().")
 
-    def compute_loss(self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, teacher_outputs: Any, student_outputs: Any, *step: Any, **kwargs: Any
+    ) -> Any:
         """The mean of `per_sample` over the batch, a scalar."""
-        return keras.ops.mean(self.per_sample(teacher_outputs, student_outputs))
+        if self.needs_step and not step:
+            raise TfcompError(
+                f"{type(self).__name__} needs to know the step of training: expected "
+                "tfcomp.distillation.Distiller, received Keras's. Use ours."
+            )
+        return keras.ops.mean(self.per_sample(teacher_outputs, student_outputs, *step))
 
     def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
         """Raises `TfcompError` unless structures and known dimensions agree."""
