@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -58,3 +59,49 @@ class CountCalls(keras.layers.Layer):
 @pytest.fixture
 def counting() -> type[CountCalls]:
     return CountCalls
+
+
+def _oracle_gradient(oracle: Callable[..., np.ndarray], teacher: Any, student: Any) -> list[Any]:
+    """d(Σ values)/d(student's features) by central differences, in the features' structure."""
+
+    def total() -> float:
+        return float(np.sum(oracle(teacher, student)))
+
+    def of(features: np.ndarray) -> np.ndarray:
+        gradient = np.zeros_like(features)
+        for index in np.ndindex(features.shape):
+            kept, sides = features[index], []
+            for shift in (1e-6, -1e-6):
+                features[index] = kept + shift
+                sides.append(total())
+            features[index] = kept
+            gradient[index] = (sides[0] - sides[1]) / 2e-6
+        return gradient
+
+    return [of(features) for features in keras.tree.flatten(student)]
+
+
+@pytest.fixture(scope="session")
+def assert_agrees() -> Callable[..., None]:
+    """Holds a loss on layers against an oracle: values per sample, and the gradient."""
+
+    def check(
+        loss: Any, oracle: Callable[..., np.ndarray], teacher: Any, student: Any, rtol: float = 1e-3
+    ) -> None:
+        as_tensor = keras.ops.convert_to_tensor
+        tensors = keras.tree.map_structure(lambda a: as_tensor(a, "float32"), [teacher, student])
+        loss.validate_outputs(*tensors)
+        with tf.GradientTape() as tape:
+            tape.watch(keras.tree.flatten(tensors[1]))
+            values = loss.per_sample(*tensors)
+            total = keras.ops.sum(values)
+        expected = oracle(teacher, student)
+        np.testing.assert_allclose(values, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
+        received = tape.gradient(total, keras.tree.flatten(tensors[1]))
+        for one, of_oracle in zip(
+            received, _oracle_gradient(oracle, teacher, student), strict=True
+        ):
+            largest = max(np.abs(of_oracle).max(), 1e-6)
+            np.testing.assert_allclose(one, of_oracle, rtol=rtol, atol=5 * rtol * largest)
+
+    return check
