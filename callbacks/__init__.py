@@ -1,7 +1,16 @@
 """What a user adds to `model.fit`."""
 
+from tfcomp.callbacks.distillation_schedules import LossWeightSchedule, TemperatureSchedule
+from tfcomp.callbacks.distillation_stage import DistillationStage
 from tfcomp.callbacks.prune_weights import PruneWeights
 from tfcomp.callbacks.pruning_report import PruningReport
 from tfcomp.callbacks.sparsity_logger import SparsityLogger
 
-__all__ = ["PruneWeights", "PruningReport", "SparsityLogger"]
+__all__ = [
+    "DistillationStage",
+    "LossWeightSchedule",
+    "PruneWeights",
+    "PruningReport",
+    "SparsityLogger",
+    "TemperatureSchedule",
+]

@@ -40,7 +40,7 @@ class Coefficient:
 class LossSelection:
     """Which losses train: those of the running stages, or all that belong to no stage.
 
-    Changes take effect when the step is traced anew.
+    Changes take effect when the step is traced anew. `traced` is what it was traced with.
 
     Args:
         names: Names of the distillation losses; `"student"` is the student's own loss.
@@ -59,12 +59,13 @@ class LossSelection:
         self.names = [*names, STUDENT]
         self._reserved: set[str] = set()
         self._running: set[str] = set()
+        self.traced: frozenset[str] | None = None
 
     def reserve(self, names: Iterable[str]) -> None:
         """Keeps losses for a stage: without one that runs, they do not train.
 
         Raises:
-            TfcompError: If there is no such loss, or none would be left.
+            TfcompError: If there is no such loss.
         """
         names = set(names)
         for name in names - set(self.names):

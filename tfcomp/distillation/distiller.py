@@ -211,6 +211,14 @@ class Distiller(keras.Model):
             )
         super().compile(*args, jit_compile=jit_compile, **kwargs)
 
+    def make_train_function(self, force: bool = False) -> Any:
+        """As in Keras. `fit` calls it first: stages of an earlier, interrupted one are over."""
+        selection = self._setup.selection
+        if not force:
+            selection.clear()
+            force = selection.traced not in (None, selection.active())
+        return super().make_train_function(force=force)
+
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles as it was compiled when it was saved."""
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -230,6 +238,7 @@ class Distiller(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         known = unpack(x)
         partial = not self._setup.selection.is_active(STUDENT)
+        self._setup.selection.traced = self._setup.selection.active()
         with contextlib.ExitStack() as stack:
             teacher, teacher_gradient = self._teacher_features(known, stack)
             with tf.GradientTape(persistent=partial) as tape:
@@ -443,12 +452,11 @@ class _Setup:
     unlabelled: bool = False
 
     def __post_init__(self) -> None:
-        sizes = [None if one is None else image_size(one.model) for one in self._extractors()]
-        differ = None not in sizes and sizes[0] != sizes[1]
-        self.teacher_size, self.student_size = sizes if differ else (None, None)
-
-    def _extractors(self) -> tuple[FeatureExtractor | None, FeatureExtractor]:
-        return self.teacher, self.student
+        models = [None if one is None else one.model for one in (self.teacher, self.student)]
+        of_teacher, of_student = (image_size(model) for model in models)
+        differ = None not in (of_teacher, of_student) and of_teacher != of_student
+        self.teacher_size = of_teacher if differ else None
+        self.student_size = of_student if differ else None
 
     def entry_weights(self) -> list[float]:
         """The weights now in force, as the caller gave them: one for each entry."""

@@ -58,7 +58,7 @@ def pre_activation(layer: keras.Layer) -> Any:
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")
-class _WithoutActivation(keras.layers.Layer):  # type: ignore[misc]
+class _WithoutActivation(keras.layers.Layer):
     """Calls a layer without the activation that it ends in."""
 
     def __init__(self, layer: keras.Layer, name: str | None = None) -> None:

@@ -63,7 +63,7 @@ def make_regressor(
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")
-class _Enlarged(keras.layers.Layer):  # type: ignore[misc]
+class _Enlarged(keras.layers.Layer):
     """A layer applied to a map that has been resized bilinearly."""
 
     def __init__(self, layer: keras.Layer, sizes: Sequence[int], name: str) -> None:
