@@ -1,6 +1,7 @@
 """Knowledge distillation: a student learns from labels and from a teacher."""
 
 from tfcomp.distillation.distiller import Distiller
+from tfcomp.distillation.ensemble import Ensemble
 from tfcomp.distillation.indices import with_indices
 from tfcomp.distillation.inputs import DistillationInputs
 from tfcomp.distillation.losses import (
@@ -30,6 +31,7 @@ __all__ = [
     "CorrelationCongruence",
     "DistillationInputs",
     "Distiller",
+    "Ensemble",
     "FactorTransfer",
     "FitNetsHint",
     "FlowOfSolutionProcedure",
