@@ -16,7 +16,7 @@ from tfcomp.errors import TfcompError
 
 # Negatives of the paper.
 _NEGATIVES = 16384
-# Integers of this range modulo the number of samples are uniform to one part in a thousand.
+# Integers below this, modulo the number of samples, are uniform to one part in a thousand.
 _RANDOM_RANGE = 2**31 - 1
 _MAX_SAMPLES = 2**21
 # All products with a bank are one matrix product. Above this many times more than are wanted, the
@@ -114,7 +114,7 @@ class ContrastiveRepresentationDistillation(EmbeddingLoss):
         self.temperature = float(temperature)
         self.momentum = float(momentum)
         self.variant = choice(variant, Variant)
-        self.seed = seed
+        self.seed = None if seed is None else _integer("seed", seed, 0, _RANDOM_RANGE - 1)
 
     def build(self, teacher_shapes: Any, student_shapes: Any) -> None:
         """Makes heads and banks."""
@@ -185,7 +185,7 @@ class _Memory(keras.layers.Layer):
             keras.layers.Dense(dimensions, dtype="float32", name=f"{role}_head")
             for role in ("teacher", "student")
         ]
-        self.random = keras.random.SeedGenerator(seed)
+        self.seed = seed
 
     def make(self, widths: Sequence[int]) -> None:
         """The weights, for features of these widths."""
@@ -211,6 +211,12 @@ class _Memory(keras.layers.Layer):
             trainable=False,
             name="log_normalisers",
         )
+        seed = keras.random.randint((), 0, _RANDOM_RANGE) if self.seed is None else self.seed
+        # A weight, because Keras does not save the state of a SeedGenerator.
+        self.random = self.add_weight(
+            shape=(2,), initializer="zeros", trainable=False, dtype="int32", name="random"
+        )
+        self.random.assign([int(seed), 0])
         self.built = True
 
     def call(self, features: Any, index: Any) -> Any:
@@ -248,8 +254,13 @@ class _Memory(keras.layers.Layer):
 
     def _draw(self, index: Any) -> Any:
         """Indices of the negatives, (batch, K)."""
-        shape = (keras.ops.shape(index)[0], self.negatives)
-        draws = keras.random.randint(shape, 0, _RANDOM_RANGE, dtype="int32", seed=self.random)
+        draws = tf.random.stateless_uniform(
+            (keras.ops.shape(index)[0], self.negatives),
+            seed=keras.ops.convert_to_tensor(self.random),
+            maxval=_RANDOM_RANGE,
+            dtype="int32",
+        )
+        self.random.assign_add([0, 1])
         if self.others is None:
             return draws % self.samples
         return self.others.pick(index, draws)
@@ -270,12 +281,10 @@ class _Memory(keras.layers.Layer):
             return known
         sums = [tf.reduce_logsumexp(ops.stop_gradient(score)) for score in scores]
         count = ops.log(ops.cast(ops.size(scores[0]), "float32"))
-        *sums, count = ops.unstack(
-            tf.reduce_logsumexp(_from_replicas(ops.stack([*sums, count])[None]), axis=0)
-        )
-        first = ops.stack(sums) - count + math.log(self.samples)
+        totals = tf.reduce_logsumexp(_from_replicas(ops.stack([*sums, count])[None]), axis=0)
+        first = totals[:2] - totals[2] + math.log(self.samples)
         # A batch without samples tells nothing.
-        first = ops.where(ops.logical_and(ops.isnan(known), count >= 0.0), first, known)
+        first = ops.where(ops.logical_and(ops.isnan(known), totals[2] >= 0.0), first, known)
         self.log_normalisers.assign(first)
         return first
 
