@@ -1,7 +1,12 @@
 """Distillation losses: a paper is a class."""
 
+from tfcomp.distillation.losses.attention import AttentionTransfer, GradientAttentionTransfer
+from tfcomp.distillation.losses.boundaries import ActivationBoundaries
 from tfcomp.distillation.losses.contrastive import ContrastiveRepresentationDistillation
+from tfcomp.distillation.losses.factor import FactorTransfer
 from tfcomp.distillation.losses.feature import FitNetsHint
+from tfcomp.distillation.losses.flow import FlowOfSolutionProcedure
+from tfcomp.distillation.losses.information import VariationalInformationDistillation
 from tfcomp.distillation.losses.per_sample import PerSampleLoss
 from tfcomp.distillation.losses.relation import (
     CorrelationCongruence,
@@ -10,14 +15,22 @@ from tfcomp.distillation.losses.relation import (
     SimilarityPreserving,
 )
 from tfcomp.distillation.losses.response import KnowledgeDistillation
+from tfcomp.distillation.losses.selectivity import NeuronSelectivityTransfer
 
 __all__ = [
+    "ActivationBoundaries",
+    "AttentionTransfer",
     "ContrastiveRepresentationDistillation",
     "CorrelationCongruence",
+    "FactorTransfer",
     "FitNetsHint",
+    "FlowOfSolutionProcedure",
+    "GradientAttentionTransfer",
     "KnowledgeDistillation",
+    "NeuronSelectivityTransfer",
     "PerSampleLoss",
     "ProbabilisticKnowledgeTransfer",
     "RelationalKD",
     "SimilarityPreserving",
+    "VariationalInformationDistillation",
 ]
