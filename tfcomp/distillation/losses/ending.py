@@ -1,4 +1,4 @@
-"""What a model's outputs are: logits, or probabilities from a softmax or sigmoid."""
+"""What a model's outputs are: logits, or probabilities from a softmax or sigmoid; and back."""
 
 from __future__ import annotations
 
@@ -36,6 +36,35 @@ def endings(model: keras.Model) -> list[Ending]:
     """
     graph = trace(model)
     return [_ending(graph, tensor) for tensor in graph.output_tensors]
+
+
+def softmax_logits(probabilities: Any, least: float | None = None) -> Any:
+    """log p, which are logits of a softmax, of float32 or float64 probabilities.
+
+    Args:
+        probabilities: What a softmax gave, of shape (batch, ..., classes).
+        least: Probabilities below count as this; the smallest normal number by default.
+    """
+    least = _tiny(probabilities) if least is None else least
+    return keras.ops.log(keras.ops.maximum(probabilities, least))
+
+
+def sigmoid_logits(probabilities: Any) -> Any:
+    """log p − log(1−p), the logits of a sigmoid, of float32 or float64 probabilities."""
+    ops = keras.ops
+    one = 1.0 - epsilon(probabilities) / 2
+    probabilities = ops.clip(probabilities, _tiny(probabilities), one)
+    return ops.log(probabilities) - ops.log1p(-probabilities)
+
+
+def epsilon(tensor: Any) -> float:
+    """The distance from 1 to the next number of the tensor's type, float32 or float64."""
+    return 2.0**-52 if keras.backend.standardize_dtype(tensor.dtype) == "float64" else 2.0**-23
+
+
+def _tiny(tensor: Any) -> float:
+    """The smallest normal number of the tensor's type."""
+    return 2.3e-308 if keras.backend.standardize_dtype(tensor.dtype) == "float64" else 1.2e-38
 
 
 def _ending(graph: Graph, tensor: Tensor) -> Ending:
