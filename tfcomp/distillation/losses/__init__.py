@@ -3,10 +3,13 @@
 from tfcomp.distillation.losses.attention import AttentionTransfer, GradientAttentionTransfer
 from tfcomp.distillation.losses.boundaries import ActivationBoundaries
 from tfcomp.distillation.losses.contrastive import ContrastiveRepresentationDistillation
+from tfcomp.distillation.losses.correlation import DIST
+from tfcomp.distillation.losses.decoupled import DecoupledKD
 from tfcomp.distillation.losses.factor import FactorTransfer
 from tfcomp.distillation.losses.feature import FitNetsHint
 from tfcomp.distillation.losses.flow import FlowOfSolutionProcedure
 from tfcomp.distillation.losses.information import VariationalInformationDistillation
+from tfcomp.distillation.losses.logits import LogitRegression, NoisyTeacher
 from tfcomp.distillation.losses.per_sample import PerSampleLoss
 from tfcomp.distillation.losses.relation import (
     CorrelationCongruence,
@@ -18,16 +21,20 @@ from tfcomp.distillation.losses.response import KnowledgeDistillation
 from tfcomp.distillation.losses.selectivity import NeuronSelectivityTransfer
 
 __all__ = [
+    "DIST",
     "ActivationBoundaries",
     "AttentionTransfer",
     "ContrastiveRepresentationDistillation",
     "CorrelationCongruence",
+    "DecoupledKD",
     "FactorTransfer",
     "FitNetsHint",
     "FlowOfSolutionProcedure",
     "GradientAttentionTransfer",
     "KnowledgeDistillation",
+    "LogitRegression",
     "NeuronSelectivityTransfer",
+    "NoisyTeacher",
     "PerSampleLoss",
     "ProbabilisticKnowledgeTransfer",
     "RelationalKD",
