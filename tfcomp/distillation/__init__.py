@@ -5,16 +5,20 @@ from tfcomp.distillation.ensemble import Ensemble
 from tfcomp.distillation.indices import with_indices
 from tfcomp.distillation.inputs import DistillationInputs
 from tfcomp.distillation.losses import (
+    DIST,
     ActivationBoundaries,
     AttentionTransfer,
     ContrastiveRepresentationDistillation,
     CorrelationCongruence,
+    DecoupledKD,
     FactorTransfer,
     FitNetsHint,
     FlowOfSolutionProcedure,
     GradientAttentionTransfer,
     KnowledgeDistillation,
+    LogitRegression,
     NeuronSelectivityTransfer,
+    NoisyTeacher,
     PerSampleLoss,
     ProbabilisticKnowledgeTransfer,
     RelationalKD,
@@ -22,13 +26,17 @@ from tfcomp.distillation.losses import (
     VariationalInformationDistillation,
 )
 from tfcomp.distillation.mutual import MutualLearning
+from tfcomp.distillation.oversampling import munge, oversample_with_noise
 from tfcomp.distillation.teachers import cache_teacher
+from tfcomp.distillation.transfer_sets import augmented_views, mix_unlabelled, pseudo_labels
 
 __all__ = [
+    "DIST",
     "ActivationBoundaries",
     "AttentionTransfer",
     "ContrastiveRepresentationDistillation",
     "CorrelationCongruence",
+    "DecoupledKD",
     "DistillationInputs",
     "Distiller",
     "Ensemble",
@@ -37,13 +45,20 @@ __all__ = [
     "FlowOfSolutionProcedure",
     "GradientAttentionTransfer",
     "KnowledgeDistillation",
+    "LogitRegression",
     "MutualLearning",
     "NeuronSelectivityTransfer",
+    "NoisyTeacher",
     "PerSampleLoss",
     "ProbabilisticKnowledgeTransfer",
     "RelationalKD",
     "SimilarityPreserving",
     "VariationalInformationDistillation",
+    "augmented_views",
     "cache_teacher",
+    "mix_unlabelled",
+    "munge",
+    "oversample_with_noise",
+    "pseudo_labels",
     "with_indices",
 ]
