@@ -129,8 +129,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "instances": {},
     "classes": {"labels": [0, 1, 2, 1] * 3, "momentum": 0.9},
     "of the paper": {"variant": "paper", "temperature": 0.1},
-    "few of many": {"samples": 40, "negatives": 2, "temperature": 0.5},
-    "few of other classes": {"samples": 40, "negatives": 2, "labels": [7, -1] * 20},
+    "few of many": {"samples": 200, "negatives": 2, "temperature": 0.5},
+    "few of other classes": {"samples": 200, "negatives": 2, "labels": [7, -1] * 100},
     "all": {"negatives": None, "momentum": 0.0},
 }
 EVERY = pytest.mark.parametrize("case", list(OPTIONS))

@@ -21,7 +21,7 @@ _RANDOM_RANGE = 2**31 - 1
 _MAX_SAMPLES = 2**21
 # All products with a bank are one matrix product. Above this many times more than are wanted, the
 # wanted ones alone are cheaper, although their rows must be gathered first.
-_SPARSE = 8
+_SPARSE = 64
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")
@@ -46,6 +46,7 @@ class ContrastiveRepresentationDistillation(EmbeddingLoss):
     Heads, banks, Z and the state of the random numbers are saved with the `Distiller`, so that a
     training that was interrupted goes on to the same weights. There is one value per sample, so
     that sample weights count. Under several replicas all banks get the vectors of all replicas.
+    Of a sample that stands twice in a batch one vector is kept.
 
     Args:
         samples: N, the number of samples in the training set, at most 2²¹. Their indices must
