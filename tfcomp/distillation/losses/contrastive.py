@@ -82,7 +82,7 @@ class ContrastiveRepresentationDistillation(EmbeddingLoss):
 
     Reference:
         Tian, Krishnan, Isola (2019), Contrastive Representation Distillation, arXiv:1910.10699.
-        The paper's weight is 0.8.
+        The weight in its release is 0.8.
     """
 
     needs_step: ClassVar[bool] = True

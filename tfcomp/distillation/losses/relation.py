@@ -51,7 +51,7 @@ class SimilarityPreserving(EmbeddingLoss):
 
     Reference:
         Tung, Mori (2019), Similarity-Preserving Knowledge Distillation, arXiv:1907.09682. The
-        paper's weight γ is 3000 on CIFAR.
+        weight in RepDistiller is 3000.
     """
 
     several: ClassVar[bool] = True
@@ -107,7 +107,7 @@ class CorrelationCongruence(EmbeddingLoss):
 
     Reference:
         Peng, Jin, Liu, Zhou, Wu, Liu, Li, Zhang (2019), Correlation Congruence for Knowledge
-        Distillation, arXiv:1904.01802. The paper's weight β is 0.003.
+        Distillation, arXiv:1904.01802. RepDistiller's weight for its variant is 0.02.
     """
 
     batch_relational: ClassVar[bool] = True
@@ -280,7 +280,7 @@ class ProbabilisticKnowledgeTransfer(EmbeddingLoss):
     Σ_j p_t,ij·log(p_t,ij / p_s,ij). By `variant`:
 
     - `"code"`: Σᵢ KL_i / N², where a sample is among its own neighbours, as in the authors'
-      release. The benchmark's weight of 30000 is meant for this.
+      release. RepDistiller's weight of 30000 is meant for this.
     - `"paper"`: Σᵢ KL_i / N, where it is not; the paper writes the sum.
 
     It does not change when features are scaled. By default the embeddings are compared, which are
