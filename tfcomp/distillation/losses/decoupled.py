@@ -33,7 +33,7 @@ class DecoupledKD(SoftenedLoss):
     T²·(TCKD + (1 − p_t,y)·NCKD) would be `KnowledgeDistillation`. It needs labels: class indices,
     or one value per class, of which the largest is the label (one-hot, smoothed or mixed). Axes
     between the first and the last are averaged, several outputs are summed, each with its label.
-    With two classes NCKD is 0.
+    With two classes NCKD is 0. Samples that `mix_unlabelled` marked as unlabelled count as 0.
 
     In the paper's total, CE + this loss, set `student_loss_weight=0.5` and twice the learning
     rate. The released code raises the weight of this loss from 0 to 1 over the first 20 epochs
@@ -94,9 +94,12 @@ class DecoupledKD(SoftenedLoss):
                 f"{len(pairs)} in data of (x, y), received {received}. Use KnowledgeDistillation "
                 "where there are no labels."
             )
-        return total(
+        values = total(
             self._decoupled(pair, label) for pair, label in zip(pairs, labels, strict=True)
         )
+        if step[0].labelled is None:
+            return values
+        return values * keras.ops.cast(step[0].labelled, values.dtype)
 
     def _decoupled(self, pair: Pair, label: Any) -> Any:
         """Values per sample and position."""

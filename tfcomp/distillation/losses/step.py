@@ -22,6 +22,8 @@ class Step:
             what the teacher gave in this step.
         student_gradient: The same for the student; may be differentiated again with respect to
             the student's weights. Both need a loss with `needs_input_gradients`.
+        labelled: Whether each sample's label is one, bool of shape (batch,), from
+            `mix_unlabelled`; None where all are.
     """
 
     inputs: Any
@@ -31,3 +33,4 @@ class Step:
     student: Callable[[Any], Any] | None = None
     teacher_gradient: Callable[[Any], Any] | None = None
     student_gradient: Callable[[Any], Any] | None = None
+    labelled: Any = None
