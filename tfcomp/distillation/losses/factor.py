@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfcomp.distillation.extractor import FeatureExtractor
-from tfcomp.distillation.inputs import is_absent, unpack
+from tfcomp.distillation.inputs import fit_size, image_size, is_absent, unpack
 from tfcomp.distillation.losses.feature_loss import FeatureLoss
 from tfcomp.distillation.losses.maps import check_maps, float32, norm, rest, same_sizes, unit
 from tfcomp.distillation.pairing import layer_name
@@ -197,7 +197,7 @@ class FactorTransfer(FeatureLoss):
         # A variable of the layer, so that it is restored with the weights; read outside of the
         # step that is being traced.
         with tf.init_scope():
-            self._fitted = bool(keras.ops.convert_to_numpy(self.layers[1].fitted) > 0)
+            self._fitted = bool(self.layers[1].fitted.value.numpy() > 0)
         if not self._fitted:
             raise TfcompError(
                 "The paraphraser of FactorTransfer has not been trained: expected "
@@ -260,7 +260,8 @@ def _features(extractor: FeatureExtractor, layer: str, x: Any) -> Any:
     inputs = unpack(x)
     if not is_absent(inputs.teacher_layers) and layer in inputs.teacher_layers:
         return float32(inputs.teacher_layers[layer])
-    features = extractor(inputs.inputs, training=False).detached()
+    images = fit_size(inputs.inputs, image_size(extractor.model))
+    features = extractor(images, training=False).detached()
     return float32(features.layers[layer])
 
 
