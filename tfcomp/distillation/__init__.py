@@ -1,9 +1,13 @@
 """Knowledge distillation: a student learns from labels and from a teacher."""
 
+from tfcomp.distillation.assistants import AssistantChain
+from tfcomp.distillation.born_again import BornAgain
+from tfcomp.distillation.course import CourseReport
 from tfcomp.distillation.distiller import Distiller
 from tfcomp.distillation.ensemble import Ensemble
 from tfcomp.distillation.indices import with_indices
 from tfcomp.distillation.inputs import DistillationInputs
+from tfcomp.distillation.lesson import Lesson
 from tfcomp.distillation.losses import (
     DIST,
     ActivationBoundaries,
@@ -33,9 +37,12 @@ from tfcomp.distillation.transfer_sets import augmented_views, mix_unlabelled, p
 __all__ = [
     "DIST",
     "ActivationBoundaries",
+    "AssistantChain",
     "AttentionTransfer",
+    "BornAgain",
     "ContrastiveRepresentationDistillation",
     "CorrelationCongruence",
+    "CourseReport",
     "DecoupledKD",
     "DistillationInputs",
     "Distiller",
@@ -45,6 +52,7 @@ __all__ = [
     "FlowOfSolutionProcedure",
     "GradientAttentionTransfer",
     "KnowledgeDistillation",
+    "Lesson",
     "LogitRegression",
     "MutualLearning",
     "NeuronSelectivityTransfer",

@@ -1,0 +1,111 @@
+"""Digests that tell models and data from others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfcomp.errors import TfcompError
+
+_DIGEST_BYTES = 16
+
+
+def digest(*parts: str | bytes | None) -> str:
+    """A digest of texts, in order."""
+    total = hashlib.sha256()
+    for part in parts:
+        raw = part.encode() if isinstance(part, str) else part or b""
+        total.update(len(raw).to_bytes(8, "little") + raw)
+    return total.hexdigest()
+
+
+def architecture(model: keras.Model) -> str:
+    """Changes with a model's configuration and the shapes of its weights."""
+    try:
+        config = json.dumps(model.get_config(), sort_keys=True, default=str)
+    except NotImplementedError as error:
+        raise TfcompError(
+            f"A changed {model.name!r} must be told from an old one: expected a model with "
+            "get_config(), received one without. Define it, or leave `directory` out."
+        ) from error
+    shapes = [(tuple(v.shape), v.dtype) for v in model.variables]
+    return digest(type(model).__qualname__, config, repr(shapes))
+
+
+def weights_digest(model: keras.Model) -> str:
+    """Changes with a model's weights, in order."""
+    arrays = (np.ascontiguousarray(value) for value in model.get_weights())
+    return digest(*(repr((a.shape, a.dtype)).encode() + a.tobytes() for a in arrays))
+
+
+def data_digest(data: Any) -> str:
+    """Changes with what `fit` is given to learn from.
+
+    Args:
+        data: Arrays, tensors, numbers, texts, None or a finite `tf.data.Dataset`, alone or in
+            lists, tuples and dicts. A dataset is read twice; the order of its samples does not
+            count.
+
+    Returns:
+        The digest.
+
+    Raises:
+        TfcompError: If the data are of another kind, endless, or other at each reading.
+
+    Example:
+        >>> import numpy as np, tensorflow as tf
+        >>> data = tf.data.Dataset.range(6)
+        >>> data_digest(data.batch(4)) == data_digest(data.shuffle(6).batch(4))
+        True
+    """
+    if isinstance(data, Mapping):
+        return digest("{}", *(part for k in sorted(data) for part in (k, data_digest(data[k]))))
+    if isinstance(data, (list, tuple)):
+        return digest("[]", *(data_digest(item) for item in data))
+    if data is None or isinstance(data, (bool, int, float, str)):
+        return digest(repr(data))
+    if isinstance(data, tf.data.Dataset):
+        return _dataset_digest(data)
+    if isinstance(data, (np.ndarray, np.generic)) or tf.is_tensor(data):
+        array = np.ascontiguousarray(data)
+        return digest(repr((array.shape, array.dtype)), array.tobytes())
+    raise TfcompError(
+        f"Other data must be told from these: expected arrays or a tf.data.Dataset, received "
+        f"{type(data).__name__}. Give the data a name of yours with `data_key`."
+    )
+
+
+def _dataset_digest(dataset: tf.data.Dataset) -> str:
+    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise TfcompError(
+            "Other data must be told from these: expected a finite dataset, received one that "
+            "repeats. Give the data a name of yours with `data_key`."
+        )
+    first, second = (sum(_samples(dataset)) % 2 ** (8 * _DIGEST_BYTES) for _ in range(2))
+    if first != second:
+        raise TfcompError(
+            "Other data must be told from these: expected a dataset with the same samples at "
+            "each reading, received others the second time (random augmentation, for one). "
+            "Give the data a name of yours with `data_key`."
+        )
+    return digest(repr(dataset.element_spec), str(first))
+
+
+def _samples(dataset: tf.data.Dataset) -> Iterator[int]:
+    """A number for each sample, whatever the batches."""
+    for element in dataset:
+        leaves = [np.asarray(leaf) for leaf in tf.nest.flatten(element)]
+        counts = {leaf.shape[:1] for leaf in leaves}
+        batched = len(counts) == 1 and counts != {()}
+        rows = zip(*leaves, strict=True) if batched else [tuple(leaves)]
+        for row in rows:
+            sample = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+            for value in row:
+                sample.update(np.ascontiguousarray(value).tobytes())
+            yield int.from_bytes(sample.digest(), "little")
