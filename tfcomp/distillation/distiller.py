@@ -217,6 +217,10 @@ class Distiller(keras.Model):
         if not force:
             selection.clear()
             force = selection.traced not in (None, selection.active())
+        if self.optimizer is not None and not self.optimizer.built:
+            # For all variables: a stage's step may reach but some of them.
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
         return super().make_train_function(force=force)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -245,7 +249,7 @@ class Distiller(keras.Model):
                 student, step = self._student_features(known, y, teacher_gradient, stack)
                 parts = self.step_losses(known, y, sample_weight, teacher, student, step)
                 loss = self.optimizer.scale_loss(parts.total)
-        variables = self.trainable_variables
+        variables = self._trained_variables()
         if partial:
             # What the stage's losses do not reach rests, weight decay and regularisers included.
             reached = tape.gradient(parts.distilled, variables)
@@ -259,6 +263,18 @@ class Distiller(keras.Model):
         gradients = tape.gradient(loss, variables)
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return self._step_metrics(known, y, student.outputs, sample_weight)
+
+    def _trained_variables(self) -> list[Any]:
+        """The trainable variables but those of the losses that do not train now."""
+        setup = self._setup
+        resting = {
+            id(variable)
+            for term in setup.terms
+            if not setup.selection.is_active(term.name)
+            for layer in term.layers
+            for variable in layer.trainable_variables
+        }
+        return [variable for variable in self.trainable_variables if id(variable) not in resting]
 
     def _teacher_features(
         self, known: DistillationInputs, stack: contextlib.ExitStack

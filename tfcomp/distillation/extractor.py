@@ -127,13 +127,15 @@ def _multi_output(model: keras.Model, layers: dict[str, Any], role: str) -> kera
             "call() would be passed over. Move its call() into keras.Model(inputs, outputs)."
         )
 
+    calls, output = _calls(model)
+
     def with_layers(tensors: dict[str, Any]) -> keras.Model:
-        outputs = {"outputs": model_output(model), "layers": tensors}
+        outputs = {"outputs": output, "layers": tensors}
         name = f"{model.name}_features"
         return keras.Model(model_input(model), outputs, name=name, dtype=model.dtype_policy)
 
     try:
-        inner = with_layers({name: layer.output for name, layer in layers.items()})
+        inner = with_layers({name: calls[layer.name][1] for name, layer in layers.items()})
         same = len(trace(inner).nodes) == len(trace(model).nodes)
     except ValueError:
         same = False
@@ -144,12 +146,24 @@ def _multi_output(model: keras.Model, layers: dict[str, Any], role: str) -> kera
             "of this model alone, received one that was first called in another model. Copy "
             "the model with tfcomp.graph.rebuild(model)."
         )
+    before = {name: layer for name, layer in layers.items() if name.endswith(PRE_ACTIVATION)}
+    tensors = {name: calls[layer.name][1] for name, layer in layers.items() if name not in before}
     return with_layers(
-        {
-            name: pre_activation(layer) if name.endswith(PRE_ACTIVATION) else layer.output
-            for name, layer in layers.items()
-        }
+        tensors | {name: pre_activation(one, *calls[one.name]) for name, one in before.items()}
     )
+
+
+def _calls(model: keras.Model) -> tuple[dict[str, tuple[Any, Any]], Any]:
+    """What each layer was called on and gave, by name, and the model's outputs."""
+    if not isinstance(model, keras.Sequential):
+        layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+        return {one.name: (one.input, one.output) for one in layers}, model_output(model)
+    # A Sequential that was loaded has called its layers each time that one was added, and
+    # layer.output tells of the first time.
+    calls, tensor = {}, model_input(model)
+    for layer in model.layers:
+        calls[layer.name] = (tensor, tensor := layer(tensor))
+    return calls, tensor
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -19,7 +19,7 @@ _ACTIVATIONS = (
 _LINEAR = ("Dense", "EinsumDense", "Conv", "DepthwiseConv", "SeparableConv")
 
 
-def pre_activation(layer: keras.Layer) -> Any:
+def pre_activation(layer: keras.Layer, inputs: Any, outputs: Any) -> Any:
     """The symbolic tensor that a layer's activation is applied to.
 
     For an activation layer it is its input. A dense layer or a convolution with an activation
@@ -27,10 +27,12 @@ def pre_activation(layer: keras.Layer) -> Any:
     layer's own. Another layer's output is what an activation behind it is applied to.
 
     Args:
-        layer: A layer of a functional or Sequential model, called once.
+        layer: A layer of a functional or Sequential model.
+        inputs: The symbolic tensor that it was called on.
+        outputs: The symbolic tensor that the call gave.
 
     Returns:
-        A tensor on the same symbolic inputs as the layer's model.
+        A symbolic tensor on the same inputs.
 
     Raises:
         UnsupportedModelError: If the activation is used inside the layer, as in an LSTM.
@@ -39,22 +41,22 @@ def pre_activation(layer: keras.Layer) -> Any:
         >>> import keras
         >>> dense = keras.layers.Dense(1, "relu", kernel_initializer="ones")
         >>> model = keras.Sequential([keras.Input((2,)), dense])
-        >>> before = keras.Model(model.inputs, pre_activation(dense))
+        >>> before = keras.Model(model.inputs, pre_activation(dense, dense.input, dense.output))
         >>> float(before(-keras.ops.ones((1, 2)))[0, 0])
         -2.0
     """
     if isinstance(layer, _ACTIVATIONS):
-        return layer.input
+        return inputs
     activation = getattr(layer, "activation", None)
     if activation is None or activation is keras.activations.linear:
-        return layer.output
+        return outputs
     if not type(layer).__name__.startswith(_LINEAR):
         raise UnsupportedModelError(
             f"Layer {layer.name!r} of class {type(layer).__name__} cannot be split before its "
             "activation: expected a dense layer, a convolution or an activation layer. Choose "
             "such a layer."
         )
-    return _WithoutActivation(layer, name=f"{layer.name}_pre_activation")(layer.input)
+    return _WithoutActivation(layer, name=f"{layer.name}_pre_activation")(inputs)
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")
