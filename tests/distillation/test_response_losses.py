@@ -517,6 +517,48 @@ def test_half_precision_is_computed_in_single() -> None:
     assert NoisyTeacher().per_sample(*pair).dtype == tf.float32
 
 
+def test_interrupted_training_in_half_precision_is_resumed(tmp_path: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((16, 6)).astype("float32"), np.eye(3)[rng.integers(0, 3, 16)]
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    def train(*callbacks: keras.callbacks.Callback) -> Distiller:
+        keras.utils.set_random_seed(1)
+        teacher, student = (
+            keras.Sequential([keras.Input((6,)), keras.layers.Dense(w), keras.layers.Dense(3)])
+            for w in (8, 4)
+        )
+        losses = [DecoupledKD(), DIST(), LogitRegression(), NoisyTeacher(0.3, 0.7, seed=2)]
+        distiller = Distiller(teacher, student, losses)
+        loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+        distiller.compile(keras.optimizers.Adam(0.01), loss=loss)
+        try:
+            distiller.fit(
+                x, y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=list(callbacks)
+            )
+        except KeyboardInterrupt:
+            assert len(callbacks) == 2
+        return distiller
+
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        whole = train().student.get_weights()
+        backup = str(tmp_path)
+        part = train(keras.callbacks.BackupAndRestore(backup), Stop()).student.get_weights()
+        resumed = train(keras.callbacks.BackupAndRestore(backup)).student.get_weights()
+    finally:
+        keras.config.set_dtype_policy(policy)
+    for a, b in zip(whole, resumed, strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_array_equal(a, b)
+    assert np.abs(whole[0] - part[0]).max() > 1e-4
+
+
 @pytest.mark.parametrize("activation", [None, "softmax"])
 def test_all_together_in_a_distiller(make_net: Make, data: Data, activation: str | None) -> None:
     x, y = data

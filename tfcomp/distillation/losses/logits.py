@@ -147,7 +147,8 @@ class LogitNoise(keras.layers.Layer):
     def __init__(
         self, stddev: float, probability: float, seed: int | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
+        # Logits keep the type that they have, whatever policy is in force.
+        super().__init__(autocast=False, **kwargs)
         self.stddev, self.probability, self.seed = stddev, probability, seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.built = True
