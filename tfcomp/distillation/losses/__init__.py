@@ -9,6 +9,11 @@ from tfcomp.distillation.losses.factor import FactorTransfer
 from tfcomp.distillation.losses.feature import FitNetsHint
 from tfcomp.distillation.losses.flow import FlowOfSolutionProcedure
 from tfcomp.distillation.losses.information import VariationalInformationDistillation
+from tfcomp.distillation.losses.jacobian import (
+    AttentionJacobianMatching,
+    JacobianMatching,
+    NoisyInputMatching,
+)
 from tfcomp.distillation.losses.logits import LogitRegression, NoisyTeacher
 from tfcomp.distillation.losses.per_sample import PerSampleLoss
 from tfcomp.distillation.losses.relation import (
@@ -23,6 +28,7 @@ from tfcomp.distillation.losses.selectivity import NeuronSelectivityTransfer
 __all__ = [
     "DIST",
     "ActivationBoundaries",
+    "AttentionJacobianMatching",
     "AttentionTransfer",
     "ContrastiveRepresentationDistillation",
     "CorrelationCongruence",
@@ -31,9 +37,11 @@ __all__ = [
     "FitNetsHint",
     "FlowOfSolutionProcedure",
     "GradientAttentionTransfer",
+    "JacobianMatching",
     "KnowledgeDistillation",
     "LogitRegression",
     "NeuronSelectivityTransfer",
+    "NoisyInputMatching",
     "NoisyTeacher",
     "PerSampleLoss",
     "ProbabilisticKnowledgeTransfer",
