@@ -1,0 +1,177 @@
+"""What a step of every distillation method costs beside the work that it cannot do without.
+
+On one core, batches of 64 images of 32×32×3, teacher and student of the comparison on CIFAR-10:
+
+- with the teacher running, against one compiled function that runs the student's plain training
+  step and the teacher forward;
+- with what the teacher says from `cache_teacher`, against the student's plain training step;
+- mutual learning of two students against two plain steps.
+
+Methods are timed in groups, each with its own baseline and A/A control.
+
+    python -m benchmarks.distillation.step_times [--rounds=10] [--steps=3] [--methods=at,kd]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+# Pins the process to one core, hence before TensorFlow.
+from benchmarks.distiller_step import WithTeacher, stepper  # isort: skip
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+from benchmarks import results
+from benchmarks.distillation import cifar, methods
+from benchmarks.timing import Ratio, Step, interleaved
+from tfcomp import distillation
+from tfcomp.distillation import DistillationInputs, Distiller, KnowledgeDistillation, MutualLearning
+from tfcomp.distillation.extractor import PRE_ACTIVATION
+
+_METHODS = flags.DEFINE_list("methods", None, "by name; all by default")
+flags.FLAGS.set_default("rounds", 10)
+flags.FLAGS.set_default("steps", 3)
+
+NAME = "distillation_step_times"
+BATCH = 64
+BATCHES = 4
+# As many as in the comparison: the size of memory banks.
+SAMPLES = 10 * cifar.IMAGES_PER_CLASS
+GROUP = 6
+
+# Beyond the comparison: methods that match derivatives with respect to the image.
+OTHERS: dict[str, Callable[[Any], Any]] = {
+    "gradient_at": lambda _: distillation.GradientAttentionTransfer(),
+    "jacobian": lambda _: distillation.JacobianMatching(),
+    "attention_jacobian": lambda _: distillation.AttentionJacobianMatching(),
+    "jacobian_noise": lambda _: distillation.NoisyInputMatching(),
+}
+
+
+def student() -> keras.Model:
+    return cifar.STUDENT.build(0, "student")
+
+
+def teacher() -> keras.Model:
+    return cifar.TEACHER.build(0, "teacher")
+
+
+def data() -> tf.data.Dataset:
+    """Batches of (DistillationInputs, label); which images does not matter for time."""
+    rng = np.random.default_rng(0)
+    count = BATCH * BATCHES
+    images = rng.integers(0, 256, (count, 32, 32, 3)).astype("uint8")
+    parts = (images, np.arange(count), rng.integers(0, 10, count))
+    dataset = tf.data.Dataset.from_tensor_slices(parts).batch(BATCH, drop_remainder=True).cache()
+    return dataset.map(lambda x, index, y: (DistillationInputs(x, index=index), y))
+
+
+def plain() -> tf.data.Dataset:
+    """The same without what only a distiller reads."""
+    return data().map(lambda x, y: (x.inputs, y))
+
+
+def names() -> list[str]:
+    """The methods with losses that were asked for, and that the package has."""
+    known = [n for n, m in methods.METHODS.items() if m.loss is not None or n == "kd"]
+    return [n for n in _METHODS.value or [*known, *OTHERS] if n in known or n in OTHERS]
+
+
+def loss_of(name: str) -> Any:
+    """The loss of a method, ready for training."""
+    if name == "kd":
+        return KnowledgeDistillation(methods.TEMPERATURE)
+    make = OTHERS.get(name) or methods.METHODS[name].loss
+    assert make is not None
+    loss = make(np.arange(SAMPLES) % 10)
+    if name == "ft":
+        loss.fit_paraphraser(teacher(), data().take(1), epochs=1, verbose=0)
+    return loss
+
+
+def cached(model: Distiller) -> tf.data.Dataset:
+    """The data with all that the distiller's losses want of the teacher."""
+    wanted: list[str] = []
+    for loss in model.distillation_losses:
+        layers = keras.tree.flatten(getattr(loss, "teacher_layer_name", None))
+        end = PRE_ACTIVATION if getattr(loss, "pre_activation", False) else ""
+        wanted += [layer + end for layer in layers if layer is not None]
+    return distillation.cache_teacher(data(), model.teacher, layers=wanted)
+
+
+def distiller(name: str) -> Distiller:
+    return Distiller(teacher(), student(), [loss_of(name)])
+
+
+def running_steps(group: list[str]) -> dict[str, Step]:
+    """A step of each method with the teacher running."""
+    return {name: stepper(distiller(name), data()) for name in group}
+
+
+def cached_steps(group: list[str]) -> dict[str, Step]:
+    """A step of each method with the teacher's answers from memory."""
+    models = {name: distiller(name) for name in group}
+    return {name: stepper(model, cached(model)) for name, model in models.items()}
+
+
+def in_groups(
+    wanted: list[str],
+    baseline: Callable[[], Step],
+    make: Callable[[list[str]], dict[str, Step]],
+    budget: dict[str, int],
+) -> dict[str, Ratio]:
+    """Ratios of all; of the groups' controls the worst."""
+    found: dict[str, Ratio] = {}
+    for start in range(0, len(wanted), GROUP):
+        ratios = interleaved(baseline(), make(wanted[start : start + GROUP]), **budget)
+        control = ratios.pop("A/A control")
+        worst = found.setdefault("A/A control", control)
+        if abs(control.ratio - 1) > abs(worst.ratio - 1):
+            found["A/A control"] = control
+        found |= ratios
+        keras.backend.clear_session()
+    return found
+
+
+def with_running_teacher(budget: dict[str, int]) -> dict[str, Ratio]:
+    floor = lambda: stepper(WithTeacher(teacher(), student()), plain())  # noqa: E731
+    return in_groups(names(), floor, running_steps, budget)
+
+
+def with_cached_teacher(budget: dict[str, int]) -> dict[str, Ratio]:
+    cacheable = [name for name in names() if name not in OTHERS]
+    return in_groups(cacheable, lambda: stepper(student(), plain()), cached_steps, budget)
+
+
+def of_peers(budget: dict[str, int]) -> dict[str, Ratio]:
+    """Two peers against two students that do not know of each other."""
+    one, other = (stepper(student(), plain()) for _ in range(2))
+    peers = MutualLearning([student(), cifar.STUDENT.build(1, "peer")])
+    return interleaved(lambda: (one(), other()), {"mutual": stepper(peers, plain())}, **budget)
+
+
+def main(_: list[str]) -> None:
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    budget = {"rounds": flags.FLAGS.rounds, "steps": flags.FLAGS.steps}
+    running = with_running_teacher(budget)
+    results.print_ratios("against student step + teacher forward, one core", running, {})
+    from_cache = with_cached_teacher(budget)
+    results.print_ratios("cached teacher against the plain student step", from_cache, {})
+    peers = of_peers(budget)
+    results.print_ratios("mutual learning against two plain steps", peers, {})
+    path = results.save(
+        NAME,
+        seed=0,
+        budget={**budget, "batch": BATCH, "cores": 1, "group": GROUP},
+        results={"running": running, "cached": from_cache, "peers": peers},
+    )
+    print(path)
+
+
+if __name__ == "__main__":
+    app.run(main)
