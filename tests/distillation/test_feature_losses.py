@@ -180,6 +180,28 @@ def test_maps_of_other_sizes_are_compared(images: Any, size: int) -> None:
     assert all(history[name][0] != 0 for name in history)
 
 
+@pytest.mark.parametrize("sizes", [(5,), (3, 4, 2)])
+def test_maps_with_one_or_three_axes(sizes: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    teacher = rng.normal(size=(2, *sizes, 4)).astype("float32")
+    student = rng.normal(size=(2, *sizes, 3)).astype("float32")
+    for make in LOSSES:
+        loss = make()
+        pair: Any = (teacher, student)
+        if isinstance(loss, GradientAttentionTransfer):
+            continue
+        if isinstance(loss, FlowOfSolutionProcedure):
+            larger = [np.repeat(maps, 2, axis=1) for maps in pair]
+            pair = [[[big, maps]] for big, maps in zip(larger, pair, strict=True)]
+        elif loss.several:
+            pair = ([teacher], [student])
+        loss.validate_outputs(*pair)
+        if isinstance(loss, FactorTransfer):
+            loss.layers[1].fitted.assign(1.0)
+        assert loss.per_sample(*pair).shape == (2,)
+        assert np.all(loss.per_sample(*pair) > 0)
+
+
 def test_half_precision_trains(images: Any) -> None:
     keras.config.set_dtype_policy("mixed_float16")
     try:

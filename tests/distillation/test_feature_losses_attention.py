@@ -12,7 +12,12 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfcomp.distillation import AttentionTransfer, Distiller, GradientAttentionTransfer
+from tfcomp.distillation import (
+    AttentionTransfer,
+    Distiller,
+    GradientAttentionTransfer,
+    mix_unlabelled,
+)
 from tfcomp.errors import TfcompError
 
 Check = Callable[..., None]
@@ -202,6 +207,20 @@ def test_gradient_attention_reads_endings_and_is_zero_for_one_model() -> None:
     assert np.isfinite(np.concatenate([w.ravel() for w in twin.get_weights()])).all()
     with pytest.raises(TfcompError, match="ends in sigmoid"):
         Distiller(net(5, "sigmoid"), net(5), GradientAttentionTransfer())
+
+
+def test_gradient_attention_passes_over_unlabelled_samples() -> None:
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(8, 4)), rng.integers(0, 3, 8)
+    few = tf.data.Dataset.from_tensor_slices((x[:4], y[:4])).batch(4)
+    many = tf.data.Dataset.from_tensor_slices(x[4:]).batch(4)
+    distiller = Distiller(net(5), net(4), GradientAttentionTransfer())
+    distiller.compile(
+        keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    alone = distiller.fit(few, verbose=0).history["distillation_loss"][0]
+    mixed = distiller.fit(mix_unlabelled(few, many), verbose=0).history["distillation_loss"][0]
+    assert mixed == pytest.approx(alone / 2, rel=1e-4)
 
 
 def test_gradient_attention_refuses_data_without_labels() -> None:

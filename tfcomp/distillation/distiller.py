@@ -344,7 +344,9 @@ class Distiller(keras.Model):
             return keras.tree.map_structure(keras.ops.stop_gradient, teacher_gradient(values))
 
         index = None if is_absent(known.index) else known.index
-        step = Step(inputs, labels, index, ask_teacher, ask_student, detached_gradient, gradient)
+        labelled = None if is_absent(known.labelled) else known.labelled
+        ask = (ask_teacher, ask_student, detached_gradient, gradient)
+        step = Step(inputs, labels, index, *ask, labelled=labelled)
         return setup.student(inputs, training=True), step
 
     def step_losses(

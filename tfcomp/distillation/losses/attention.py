@@ -28,7 +28,8 @@ class AttentionTransfer(FeatureLoss):
       were made (β = 1000 there).
     - `"paper"`: Σ_layers ½‖q_s − q_t‖₂.
 
-    The paper's β is the weight of this loss. F is, by `mapping`,
+    In the paper's total, CE + β · this loss, set `student_loss_weight=0.5`, the weight β and
+    twice the learning rate. F is, by `mapping`,
 
     - `"sum"`: Σ_c |A_c|
     - `"sum_p"`: Σ_c |A_c|^p
@@ -133,11 +134,14 @@ class GradientAttentionTransfer(PerSampleLoss):
 
     ½‖J_s − J_t‖₂ with J = ∂CE(model(x), y)/∂x, the norm over all of the input's axes.
 
-    The paper's β is the weight of this loss. It needs labels, integers or one-hot, and
-    classifiers with one output, logits or softmax, each its own way. One step costs a further
-    backward pass through each model and, for the student, the gradient of that gradient. Where
-    the models' inputs differ in size, the larger gradient is shrunk bilinearly. The value is
-    never negative, and zero if the two models are one.
+    In the paper's total, CE + β · this loss, set `student_loss_weight=0.5`, the weight β and
+    twice the learning rate.
+
+    It needs labels, integers or one-hot, and classifiers with one output, logits or softmax,
+    each its own way; samples that `mix_unlabelled` marked as unlabelled count as 0. One step
+    costs a further backward pass through each model and, for the student, the gradient of that
+    gradient. Where the models' inputs differ in size, the larger gradient is shrunk bilinearly.
+    The value is never negative, and zero if the two models are one.
 
     Args:
         teacher_from_logits: Whether the teacher's output is logits. None: read from its last
@@ -218,7 +222,8 @@ class GradientAttentionTransfer(PerSampleLoss):
         teachers = keras.tree.flatten(batch.teacher_gradient(of_teacher))
         students = keras.tree.flatten(batch.student_gradient(of_student))
         gaps = [_gap(t, s) for t, s in zip(teachers, students, strict=True)]
-        return 0.5 * norm(keras.ops.concatenate(gaps, axis=1), 1)
+        values = 0.5 * norm(keras.ops.concatenate(gaps, axis=1), 1)
+        return values if batch.labelled is None else values * float32(batch.labelled)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

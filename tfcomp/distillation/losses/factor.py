@@ -30,8 +30,11 @@ class FactorTransfer(FeatureLoss):
     With the factors F_t = paraphraser(A_t), F_s = translator(A_s) and f = F/‖F‖₂ over each
     sample, by `variant`:
 
-    - `"code"`: mean |f_s − f_t|^p, with which the published figures were made (weight β = 500).
+    - `"code"`: mean |f_s − f_t|^p, with which the published figures were made (β = 500 there).
     - `"paper"`: ‖f_s − f_t‖_p.
+
+    In the paper's total, CE + β · this loss, set `student_loss_weight=0.5`, the weight β and
+    twice the learning rate.
 
     Paraphraser and translator are three 3×3 convolutions with LeakyReLU(0.1), the last two of
     ⌊rate · teacher's channels⌉ channels. The translator is trained along with the student. The
@@ -119,7 +122,7 @@ class FactorTransfer(FeatureLoss):
 
         It minimises the mean squared error of A_t against decoder(paraphraser(A_t)); the decoder
         is thrown away. The teacher is not changed. Labels in the data are not looked at. Called
-        again, it goes on with a new decoder.
+        again, it goes on with a new decoder. Under a `tf.distribute` strategy call it in its scope.
 
         Args:
             teacher: The teacher, a functional or Sequential model.

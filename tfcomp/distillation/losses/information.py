@@ -28,7 +28,8 @@ class VariationalInformationDistillation(FeatureLoss):
     well as maps; where the sizes of two maps differ, the larger one is shrunk bilinearly.
 
     The value is *negative* where the prediction is good and v below 1, and is not zero for
-    equal features.
+    equal features. In the paper's total, CE + λ · this loss, set `student_loss_weight=0.5`, the
+    weight λ and twice the learning rate.
 
     Args:
         teacher_layer: Names or indices of the teacher's layers. None for both: the last map of

@@ -18,7 +18,8 @@ class NeuronSelectivityTransfer(FeatureLoss):
 
     This is the squared maximum mean discrepancy of one sample, with t and s the channels of
     teacher and student, each a vector over the positions and divided by its norm. The paper's
-    figures use this polynomial kernel (d = 2, c = 0), and its λ/2 is the weight of this loss.
+    figures use this polynomial kernel (d = 2, c = 0). In its total, CE + λ/2 · this loss, set
+    `student_loss_weight=0.5`, the weight λ/2 and twice the learning rate.
 
     Nothing is trained but the student: the channels may differ in number, and where the sizes of
     two maps do, the larger map is shrunk bilinearly. The value is never negative, zero for equal
