@@ -14,11 +14,10 @@ from typing import Any
 import keras
 
 from tfcomp.distillation.copies import copy_stateful
-from tfcomp.distillation.digests import data_digest, digest
+from tfcomp.distillation.digests import data_digest, digest, model_digest, unnamed
 from tfcomp.distillation.distiller import Distiller
 from tfcomp.distillation.lesson import Lesson, LessonFiles, Source
 from tfcomp.distillation.losses import PerSampleLoss
-from tfcomp.distillation.teachers import fingerprint
 from tfcomp.errors import TfcompError
 
 
@@ -152,10 +151,9 @@ class Course:
         """Losses, weights and what `compile` was called with."""
         serialize = keras.saving.serialize_keras_object
         weights = (self.distillation_loss_weights, self.student_loss_weight)
+        settings = unnamed(serialize(self._settings()))
         return json.dumps(
-            [serialize(self.distillation_losses), weights, serialize(self._settings())],
-            sort_keys=True,
-            default=str,
+            [serialize(self.distillation_losses), weights, settings], sort_keys=True, default=str
         )
 
     def _teach(
@@ -166,7 +164,7 @@ class Course:
         key: dict[str, str] = {}
         files = None
         if training.directory is not None:
-            identity = fingerprint(self.teacher) if teacher is None else teacher.identity()
+            identity = model_digest(self.teacher) if teacher is None else teacher.identity()
             key = {**training.key, "teacher": identity, "student": source.key()}
             files = LessonFiles(training.directory, f"{source.name}-by-{by}")
             kept = files.read(source.name, by, key, source.make)

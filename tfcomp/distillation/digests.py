@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfcomp.distillation.teachers import own_code
 from tfcomp.errors import TfcompError
 
 _DIGEST_BYTES = 16
@@ -26,16 +28,61 @@ def digest(*parts: str | bytes | None) -> str:
 
 
 def architecture(model: keras.Model) -> str:
-    """Changes with a model's configuration and the shapes of its weights."""
+    """Changes with a model's configuration, its own classes' code and the shapes of its weights.
+
+    Of names only what Keras does not number counts: `dense_3` and `dense_7` are the same, so
+    that a model is known again when a script or a notebook makes it once more.
+    """
     try:
-        config = json.dumps(model.get_config(), sort_keys=True, default=str)
+        config = json.loads(json.dumps(model.get_config(), sort_keys=True, default=str))
     except NotImplementedError as error:
         raise TfcompError(
             f"A changed {model.name!r} must be told from an old one: expected a model with "
             "get_config(), received one without. Define it, or leave `directory` out."
         ) from error
     shapes = [(tuple(v.shape), v.dtype) for v in model.variables]
-    return digest(type(model).__qualname__, config, repr(shapes))
+    plain = json.dumps(_renamed(config, {}), sort_keys=True)
+    return digest(type(model).__qualname__, plain, repr(shapes), own_code(model))
+
+
+def model_digest(model: keras.Model) -> str:
+    """Changes with architecture and weights."""
+    return digest(architecture(model), weights_digest(model))
+
+
+def unnamed(config: Any) -> Any:
+    """A serialised configuration without the names of its objects, which Keras numbers."""
+    if isinstance(config, dict):
+        return {key: unnamed(value) for key, value in config.items() if key != "name"}
+    if isinstance(config, (list, tuple)):
+        return [unnamed(item) for item in config]
+    return config
+
+
+def _renamed(config: Any, new: dict[str, str]) -> Any:
+    """Names numbered anew in order of appearance, here and where layers refer to each other."""
+    if not new:
+        stems: dict[str, int] = {}
+        for name in _names(config):
+            stem = re.sub(r"_\d+$", "", name)
+            if name not in new:
+                stems[stem] = stems.get(stem, 0) + 1
+                new[name] = f"{stem}#{stems[stem]}"
+    if isinstance(config, dict):
+        return {new.get(key, key): _renamed(value, new) for key, value in config.items()}
+    if isinstance(config, list):
+        return [_renamed(item, new) for item in config]
+    return new.get(config, config) if isinstance(config, str) else config
+
+
+def _names(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        if isinstance(config.get("name"), str):
+            yield config["name"]
+        config = list(config.values())
+    if isinstance(config, list):
+        for item in config:
+            yield from _names(item)
 
 
 def weights_digest(model: keras.Model) -> str:

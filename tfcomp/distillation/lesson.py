@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from tfcomp.distillation.digests import architecture, digest, weights_digest
-from tfcomp.distillation.teachers import fingerprint
+from tfcomp.distillation.digests import architecture, digest, model_digest, weights_digest
 from tfcomp.errors import DamagedFileError, TfcompError
 from tfcomp.files import replacing, write_json
 from tfcomp.graph import is_graph_model, rebuild, trace
@@ -101,16 +101,14 @@ class LessonFiles:
             raise self._damaged() from error
         if other:
             raise TfcompError(
-                f"{self.directory} holds {self.name!r} from another course: expected the same "
-                f"{', '.join(sorted(key))}, received another {' and '.join(sorted(other))}. "
-                "Choose another directory, or seed what draws the weights before fit."
+                f"{self.directory} holds {self.name!r} from a course that differs in "
+                f"{', '.join(sorted(other))}: expected the same, received others. Choose another "
+                "directory, or seed what draws the weights of the models before fit."
             )
         model = make()
-        if not self.model_path.exists():
-            raise self._damaged()
         try:
             model.load_weights(self.model_path)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise self._damaged() from error
         if weights_digest(model) != kept["weights"]:
             raise self._damaged()
@@ -151,7 +149,7 @@ class Source:
 
     def key(self) -> str:
         """Changes with the architecture, and with the weights to start from if they are given."""
-        return fingerprint(self._model) if self._function is None else architecture(self._model)
+        return (model_digest if self._function is None else architecture)(self._model)
 
     def make(self) -> keras.Model:
         """A model to be trained."""
@@ -199,7 +197,8 @@ def copy_model(model: keras.Model, new_weights: bool = False) -> keras.Model:
 
 def _keep_what_does_not_learn(model: keras.Model, copied: keras.Model) -> None:
     if not model.trainable_weights:
-        copied.trainable = True
+        for layer in copied.layers:
+            layer.trainable = True
     new_layers = {layer.name: layer for layer in copied.layers}
     for name, layer in trace(model).ops.items():
         new = new_layers.get(name)

@@ -341,19 +341,25 @@ def fingerprint(teacher: keras.Model) -> str:
             "Define it, or leave `path` out."
         ) from error
     digest.update(config.encode())
-    for kind in sorted(_own_classes(teacher), key=lambda kind: kind.__qualname__):
-        digest.update(kind.__qualname__.encode())
-        for name in ("call", "__call__"):
-            code = getattr(vars(kind).get(name), "__code__", None)
-            if code is not None:
-                digest.update(code.co_code + repr((code.co_names, code.co_varnames)).encode())
-                digest.update(
-                    repr([c for c in code.co_consts if not hasattr(c, "co_code")]).encode()
-                )
+    digest.update(own_code(teacher))
     for value in teacher.get_weights():
         digest.update(repr((value.shape, value.dtype)).encode())
         digest.update(np.ascontiguousarray(value).tobytes())
     return digest.hexdigest()
+
+
+def own_code(model: keras.Model) -> bytes:
+    """Names and calls of the classes in a model that Keras does not define."""
+    code_of = bytearray()
+    for kind in sorted(_own_classes(model), key=lambda kind: kind.__qualname__):
+        code_of += kind.__qualname__.encode()
+        for name in ("call", "__call__"):
+            code = getattr(vars(kind).get(name), "__code__", None)
+            if code is not None:
+                code_of += code.co_code + repr((code.co_names, code.co_varnames)).encode()
+                constants = [c for c in code.co_consts if not hasattr(c, "co_code")]
+                code_of += repr(constants).encode()
+    return bytes(code_of)
 
 
 def _own_classes(layer: keras.layers.Layer) -> set[type]:

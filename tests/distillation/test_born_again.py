@@ -1,0 +1,169 @@
+"""BornAgain: generations, their ensemble, when they end, and what is kept."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from tfcomp.distillation import BornAgain
+from tfcomp.distillation.lesson import Lesson
+from tfcomp.errors import TfcompError
+
+CE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+FIT: dict[str, Any] = {"batch_size": 8, "epochs": 2, "verbose": 0}
+
+
+def vectors() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((32, 5)).astype("float32")
+    return x, (x[:, 0] > 0).astype("int64") + (x[:, 1] > 0)
+
+
+def net(activation: str | None = None) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(6, "relu"), keras.layers.Dense(3, activation)]
+    return keras.Sequential([keras.Input((5,)), *layers])
+
+
+def born(**kwargs: Any) -> BornAgain:
+    made = BornAgain(net(), **kwargs)
+    made.compile(keras.optimizers.Adam(0.02), loss=CE, metrics=["accuracy"], run_eagerly=True)
+    return made
+
+
+def softmax(z: Any) -> np.ndarray:
+    e = np.exp(np.asarray(z) - np.max(z, -1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_each_generation_is_new_and_taught_by_the_one_before() -> None:
+    x, y = vectors()
+    teacher = net()
+    before = teacher.get_weights()
+    made = BornAgain(teacher, 2, student_loss_weight=0.0)
+    made.compile(keras.optimizers.SGD(0.0), loss=CE, metrics=["accuracy"])
+    report = made.fit(x, y, validation_data=(x, y), seed=1, **FIT)
+    # With a learning rate of zero the models stay as they were drawn: all different.
+    weights = [model.get_weights() for model in (teacher, *made.generations)]
+    for a in range(3):
+        for b in range(a):
+            assert np.abs(weights[a][0] - weights[b][0]).max() > 0.1
+    assert all((a == b).all() for a, b in zip(teacher.get_weights(), before, strict=True))
+    # And the loss is the divergence at temperature 1 from the generation before.
+    for lesson, said, model in zip(
+        report.lessons, [teacher, made.generations[0]], made.generations, strict=True
+    ):
+        p, q = softmax(said(x)), softmax(model(x))
+        kl = (p * np.log(p / q)).sum(-1).mean()
+        assert lesson.history["distillation_loss"] == pytest.approx([kl, kl], rel=1e-4)
+    assert report.path == ("teacher", "generation_1", "generation_2")
+    assert made.student is made.generations[-1]
+
+
+@pytest.mark.parametrize("activation", [None, "softmax"])
+def test_ensemble_is_the_mean_of_probabilities(activation: str | None) -> None:
+    x, y = vectors()
+    made = BornAgain(net(activation), generations=3)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=activation is None)
+    made.compile("adam", loss=loss, metrics=["accuracy"], run_eagerly=True)
+    report = made.fit(x, y, validation_data=(x, y), **{**FIT, "epochs": 1})
+    said = [np.asarray(model(x)) for model in made.generations]
+    mean = np.mean([z if activation else softmax(z) for z in said], axis=0)
+    ensemble = np.asarray(made.ensemble(x))
+    np.testing.assert_allclose(ensemble if activation else softmax(ensemble), mean, rtol=1e-4)
+    told = report.evaluations["ensemble"]
+    assert told["accuracy"] == pytest.approx((mean.argmax(-1) == y).mean())
+    assert told["loss"] == pytest.approx(-np.log(mean[np.arange(32), y]).mean(), rel=1e-4)
+    assert list(report.evaluations) == [*report.path, "ensemble"]
+
+
+class KilledError(Exception):
+    """As if the process had ended."""
+
+
+class KillIn(keras.callbacks.Callback):
+    """Ends the process in a lesson, the first being 0; -1 never."""
+
+    def __init__(self, lesson: int) -> None:
+        super().__init__()
+        self.lesson, self.seen = lesson, -1
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.seen += 1
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self.seen == self.lesson:
+            raise KilledError
+
+
+def test_killed_in_the_middle_it_goes_on_and_may_go_further(tmp_path: pathlib.Path) -> None:
+    x, y = vectors()
+    told: dict[str, Any] = {"seed": 3, "validation_data": (x, y), **FIT}
+    whole = born(generations=3)
+    whole.fit(x, y, **told, callbacks=[KillIn(-1)])
+    with pytest.raises(KilledError):
+        born(generations=2).fit(x, y, **told, directory=tmp_path, callbacks=[KillIn(1)])
+    made = born(generations=3)
+    report = made.fit(x, y, **told, directory=tmp_path, callbacks=[KillIn(-1)])
+    assert [lesson.reused for lesson in report.lessons] == [True, False, False]
+    assert report.evaluations == whole.report.evaluations
+    for a, b in zip(whole.generations, made.generations, strict=True):
+        for u, v in zip(a.get_weights(), b.get_weights(), strict=True):
+            np.testing.assert_array_equal(u, v)
+    again = born(generations=2).fit(x, y, **told, directory=tmp_path, callbacks=[KillIn(0)])
+    assert [lesson.reused for lesson in again.lessons] == [True, True]
+    other = BornAgain(keras.models.clone_model(net()), 2)
+    other.compile(keras.optimizers.Adam(0.02), loss=CE, metrics=["accuracy"], run_eagerly=True)
+    with pytest.raises(TfcompError, match="differs in teacher:"):
+        other.fit(x, y, **told, directory=tmp_path, callbacks=[KillIn(-1)])
+
+
+@pytest.mark.parametrize(
+    "accuracies, monitor, generations",
+    [
+        ([0.5, 0.6, 0.6], "accuracy", 2),
+        ([0.5, 0.4], "accuracy", 1),
+        ([0.1, 0.3, 0.5, 0.2], "accuracy", 3),
+        ([0.5, 0.4, 0.45], "loss", 2),
+    ],
+)
+def test_it_ends_when_validation_does_not_improve(
+    monkeypatch: pytest.MonkeyPatch, accuracies: list[float], monitor: str, generations: int
+) -> None:
+    x, y = vectors()
+    values = iter(accuracies)
+
+    def teach(self: Any, training: Any, number: int, teacher: Any, source: Any) -> Lesson:
+        measured = {monitor: next(values)}
+        return Lesson(source.name, "?", source.make(), measured, {}, False, {})
+
+    monkeypatch.setattr(BornAgain, "_teach", teach)
+    made = born(generations=None, monitor=monitor)
+    report = made.fit(x, y, validation_data=(x, y))
+    assert len(report.lessons) == len(accuracies)
+    assert report.path[-1] == f"generation_{generations}"
+    assert made.student is made.generations[generations - 1]
+
+
+def test_mistakes_are_told_in_one_line() -> None:
+    x, y = vectors()
+    cases = [
+        (lambda: BornAgain(net(), 0), "`generations`"),
+        (lambda: BornAgain(net(), True), "`generations`"),
+        (lambda: BornAgain("teacher"), "The teacher"),
+        (lambda: BornAgain(net()).fit(x, y), "compile"),
+        (lambda: BornAgain(net()).generations, "no generations"),
+        (lambda: born(generations=None).fit(x, y), "validation_data"),
+        (
+            lambda: born(generations=None, monitor="auc").fit(x, y, validation_data=(x, y), **FIT),
+            "'auc'",
+        ),
+    ]
+    for make, told in cases:
+        with pytest.raises(TfcompError, match=told) as error:
+            make()
+        assert "\n" not in str(error.value)
