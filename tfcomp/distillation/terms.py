@@ -99,6 +99,8 @@ class Term:
     def value(self, teacher: Features, student: Features, sample_weight: Any, step: Step) -> Any:
         """Mean over the batch, weighted by sample, before weight and replicas."""
         pair = self._select(teacher, student)
+        if self.output is not None and keras.tree.is_nested(step.labels):
+            step = dataclasses.replace(step, labels=pick(step.labels, self.output, "y"))
         extra = (step,) if getattr(self.loss, "needs_step", False) else ()
         if isinstance(self.loss, PerSampleLoss) and not self.loss.batch_relational:
             values = self.loss.per_sample(*pair, *extra)
