@@ -1,5 +1,6 @@
 """Knowledge distillation: a student learns from labels and from a teacher."""
 
+from tfcomp.distillation.adversarial import AdversarialDistiller, LogitL1
 from tfcomp.distillation.assistants import AssistantChain
 from tfcomp.distillation.born_again import BornAgain
 from tfcomp.distillation.course import CourseReport
@@ -40,6 +41,7 @@ from tfcomp.distillation.transfer_sets import augmented_views, mix_unlabelled, p
 __all__ = [
     "DIST",
     "ActivationBoundaries",
+    "AdversarialDistiller",
     "AssistantChain",
     "AttentionJacobianMatching",
     "AttentionTransfer",
@@ -58,6 +60,7 @@ __all__ = [
     "JacobianMatching",
     "KnowledgeDistillation",
     "Lesson",
+    "LogitL1",
     "LogitRegression",
     "MutualLearning",
     "NeuronSelectivityTransfer",
