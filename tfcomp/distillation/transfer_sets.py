@@ -308,13 +308,13 @@ def _with_inputs(element: Any, inputs: Any) -> Any:
 
 
 def _check_repeatable(dataset: tf.data.Dataset) -> None:
-    """Raises if the first element is another one when it is read again."""
-    once, again = (tf.nest.flatten(list(dataset.take(1))) for _ in range(2))
+    """Raises if the first elements are others when they are read again."""
+    once, again = (tf.nest.flatten(list(dataset.take(8))) for _ in range(2))
     if not once:
         raise TfcompError("The dataset is empty: expected samples, received none.")
     if any(a.numpy().tobytes() != b.numpy().tobytes() for a, b in zip(once, again, strict=True)):
         raise TfcompError(
             "Views must be the same every time they are read: expected a dataset of fixed order "
-            "and an `augment` that draws from its seed, received another first element. Use "
+            "and an `augment` that draws from its seed, received others when read again. Use "
             "tf.image.stateless_random_… and shuffle the result."
         )
