@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfcomp.distillation import MutualLearning
+from tfcomp.distillation import MutualLearning, with_indices
 from tfcomp.errors import TfcompError
 
 Make = Callable[..., keras.Model]
@@ -390,6 +390,9 @@ def test_mistakes_are_told_in_one_line(make_net: Make, data: Data) -> None:
     mutual.compile("sgd", CE)
     with pytest.raises(TfcompError, match="need labels"):
         mutual.fit(data[0], verbose=0)
+    indexed = with_indices(tf.data.Dataset.from_tensor_slices(data).batch(8))
+    with pytest.raises(TfcompError, match="plain inputs"):
+        mutual.fit(indexed, verbose=0)
 
 
 @pytest.mark.long

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from tfcomp.distillation.copies import copy_stateful
+from tfcomp.distillation.inputs import DistillationInputs
 from tfcomp.distillation.losses import KnowledgeDistillation
 from tfcomp.distillation.losses.ending import endings
 from tfcomp.errors import TfcompError
@@ -300,6 +301,11 @@ class MutualLearning(keras.Model):
         return dict.fromkeys(names, value)
 
     def _outputs(self, x: Any, training: bool | None) -> list[Any]:
+        if isinstance(x, DistillationInputs):
+            raise TfcompError(
+                "Peers have no other teacher: expected plain inputs, received DistillationInputs. "
+                "Map them away: data.map(lambda x, y: (x.inputs, y))."
+            )
         return [peer(x, training=training) for peer in self.peers]
 
     def _as_logits(self, outputs: list[Any]) -> list[Any]:
