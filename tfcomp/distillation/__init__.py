@@ -18,6 +18,7 @@ from tfcomp.distillation.losses import (
     CorrelationCongruence,
     DecoupledKD,
     FactorTransfer,
+    FeatureLoss,
     FitNetsHint,
     FlowOfSolutionProcedure,
     GradientAttentionTransfer,
@@ -35,6 +36,8 @@ from tfcomp.distillation.losses import (
 )
 from tfcomp.distillation.mutual import MutualLearning
 from tfcomp.distillation.oversampling import munge, oversample_with_noise
+from tfcomp.distillation.pairing import pair_layers
+from tfcomp.distillation.projection import KnowledgeProjection, PrunedRoute
 from tfcomp.distillation.teachers import cache_teacher
 from tfcomp.distillation.transfer_sets import augmented_views, mix_unlabelled, pseudo_labels
 
@@ -54,11 +57,13 @@ __all__ = [
     "Distiller",
     "Ensemble",
     "FactorTransfer",
+    "FeatureLoss",
     "FitNetsHint",
     "FlowOfSolutionProcedure",
     "GradientAttentionTransfer",
     "JacobianMatching",
     "KnowledgeDistillation",
+    "KnowledgeProjection",
     "Lesson",
     "LogitL1",
     "LogitRegression",
@@ -68,6 +73,7 @@ __all__ = [
     "NoisyTeacher",
     "PerSampleLoss",
     "ProbabilisticKnowledgeTransfer",
+    "PrunedRoute",
     "RelationalKD",
     "SimilarityPreserving",
     "VariationalInformationDistillation",
@@ -76,6 +82,7 @@ __all__ = [
     "mix_unlabelled",
     "munge",
     "oversample_with_noise",
+    "pair_layers",
     "pseudo_labels",
     "with_indices",
 ]

@@ -7,6 +7,7 @@ from tfcomp.distillation.losses.correlation import DIST
 from tfcomp.distillation.losses.decoupled import DecoupledKD
 from tfcomp.distillation.losses.factor import FactorTransfer
 from tfcomp.distillation.losses.feature import FitNetsHint
+from tfcomp.distillation.losses.feature_loss import FeatureLoss
 from tfcomp.distillation.losses.flow import FlowOfSolutionProcedure
 from tfcomp.distillation.losses.information import VariationalInformationDistillation
 from tfcomp.distillation.losses.jacobian import (
@@ -34,6 +35,7 @@ __all__ = [
     "CorrelationCongruence",
     "DecoupledKD",
     "FactorTransfer",
+    "FeatureLoss",
     "FitNetsHint",
     "FlowOfSolutionProcedure",
     "GradientAttentionTransfer",
