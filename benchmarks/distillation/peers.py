@@ -53,7 +53,7 @@ NAME = "distillation_peers"
 ASSISTANT = cifar.Network((32, 64, 128), blocks=1)
 # Seeds of the ensemble's members, apart from those of the students.
 MEMBERS = (100, 101, 102)
-GENERATIONS = 3
+GENERATIONS = 2
 SHARE = 0.5
 Found = dict[str, float]
 
@@ -290,8 +290,8 @@ COMPARISONS = [
     Comparison("3 teachers of the same size", ("ensemble-3", "student"), STUDENT_ALONE),
     Comparison("3 teachers against 1", ("ensemble-3", "student"), ("ensemble-1", "student")),
     Comparison("born again, generation 1", ("born-again", "generation_1"), STUDENT_ALONE),
-    Comparison("born again, generation 3", ("born-again", "generation_3"), STUDENT_ALONE),
-    Comparison("born again, ensemble of 3", ("born-again", "ensemble"), ("members", "ensemble_3")),
+    Comparison("born again, generation 2", ("born-again", "generation_2"), STUDENT_ALONE),
+    Comparison("born again, ensemble of 2", ("born-again", "ensemble"), ("members", "ensemble_2")),
     Comparison("large teacher", ("kd", "student"), STUDENT_ALONE),
     Comparison("large teacher, assistant", ("assistant", "student"), STUDENT_ALONE),
     Comparison("with against without assistant", ("assistant", "student"), ("kd", "student")),
