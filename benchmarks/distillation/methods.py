@@ -19,6 +19,8 @@ from typing import Any, Literal
 from benchmarks.distillation.cifar import STUDENT, TEACHER, Network
 from tfcomp import distillation
 
+# The name under which step times are kept.
+STEP_TIMES = "distillation_step_times"
 TEMPERATURE = 4.0
 NEGATIVES_PER_SAMPLE = 16_384 / 50_000
 # Of 240 epochs the benchmark adds 30 of initialisation where a method has such a stage.

@@ -36,7 +36,6 @@ _METHODS = flags.DEFINE_list("methods", None, "by name; all by default")
 flags.FLAGS.set_default("rounds", 10)
 flags.FLAGS.set_default("steps", 3)
 
-NAME = "distillation_step_times"
 BATCH = 64
 BATCHES = 4
 # As many as in the comparison: the size of memory banks.
@@ -165,7 +164,7 @@ def main(_: list[str]) -> None:
     peers = of_peers(budget)
     results.print_ratios("mutual learning against two plain steps", peers, {})
     path = results.save(
-        NAME,
+        methods.STEP_TIMES,
         seed=0,
         budget={**budget, "batch": BATCH, "cores": 1, "group": GROUP},
         results={"running": running, "cached": from_cache, "peers": peers},
