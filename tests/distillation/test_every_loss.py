@@ -34,6 +34,8 @@ ARGUMENTS = {
     "GradientAttentionTransfer": {},
     "JacobianMatching": {},
     "KnowledgeDistillation": {"temperature": 2.0},
+    "LogitL1": {},
+    "LogitL1": {},
     "LogitRegression": {},
     "NeuronSelectivityTransfer": {},
     "NoisyInputMatching": {},
