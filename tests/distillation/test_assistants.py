@@ -5,6 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
 from typing import Any
 
 import keras
@@ -433,3 +437,50 @@ def test_mistakes_are_told_in_one_line(tmp_path: pathlib.Path) -> None:
         with pytest.raises(TfcompError, match=told) as error:
             make()
         assert "\n" not in str(error.value)
+
+
+SCRIPT = """
+    import os, signal, sys
+    import keras, numpy as np
+    from tfcomp.distillation import AssistantChain
+    from tfcomp.distillation.digests import weights_digest
+
+    directory, kill = sys.argv[1], sys.argv[2] == "kill"
+    if not kill:
+        keras.layers.Dense(1)  # Keras numbers later layers otherwise than in the other process.
+    keras.utils.set_random_seed(0)
+
+    def net(units):
+        layers = [keras.layers.Dense(units, "relu"), keras.layers.Dense(3)]
+        return keras.Sequential([keras.Input((5,)), *layers])
+
+    class Kill(keras.callbacks.Callback):
+        begun = 0
+
+        def on_train_begin(self, logs=None):
+            Kill.begun += 1
+
+        def on_epoch_end(self, epoch, logs=None):
+            if kill and Kill.begun == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    x = np.random.default_rng(0).standard_normal((32, 5)).astype("float32")
+    chain = AssistantChain(net(16), [net(8)], net(4), student_loss_weight=0.0)
+    chain.compile("adam")
+    report = chain.fit(x, directory=directory, seed=1, verbose=0, callbacks=[Kill()])
+    print([lesson.reused for lesson in report.lessons], weights_digest(chain.student))
+"""
+
+
+@pytest.mark.long
+def test_another_process_goes_on_where_one_was_killed(tmp_path: pathlib.Path) -> None:
+    def run(folder: str, how: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path / folder), how]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert run("run", "kill").returncode == -signal.SIGKILL
+    resumed, whole = run("run", "go on"), run("other", "go on")
+    assert resumed.returncode == whole.returncode == 0, resumed.stderr[-2000:]
+    assert resumed.stdout.startswith("[True, False]")
+    assert whole.stdout.startswith("[False, False]")
+    assert resumed.stdout.split()[-1] == whole.stdout.split()[-1]
