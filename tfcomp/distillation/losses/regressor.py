@@ -18,7 +18,8 @@ def make_regressor(
 
     For vectors it is a dense layer; for maps, channels last, a convolution: 1×1 where the sizes
     are equal; without padding and with a kernel that makes the sizes match where the student's
-    map is larger; 1×1 on a bilinearly enlarged map where it is smaller.
+    map is larger; 1×1 on a bilinearly enlarged map where it is smaller. It computes in float32
+    whatever the global policy, so that it is the same when it is made anew.
 
     Args:
         student_shape: (batch, …, channels) of what goes in; batch may be None.
@@ -50,12 +51,14 @@ def make_regressor(
             "vectors or two maps of known sizes, received these. Choose other layers."
         )
     if rank == 2:
-        layer: keras.Layer = keras.layers.Dense(expected[-1], name=name)
+        layer: keras.Layer = keras.layers.Dense(expected[-1], name=name, dtype="float32")
     else:
         sizes = [(s or 0, t or 0) for s, t in zip(received[1:-1], expected[1:-1], strict=True)]
         larger = all(s >= t for s, t in sizes)
         kernel = tuple(s - t + 1 for s, t in sizes) if larger else 1
-        layer = _CONVOLUTIONS[rank](expected[-1], kernel, data_format="channels_last", name=name)
+        layer = _CONVOLUTIONS[rank](
+            expected[-1], kernel, data_format="channels_last", name=name, dtype="float32"
+        )
         if not larger:
             layer = _Enlarged(layer, [t for _, t in sizes], name=f"{name}_enlarged")
     layer.build(received)
@@ -67,7 +70,7 @@ class _Enlarged(keras.layers.Layer):
     """A layer applied to a map that has been resized bilinearly."""
 
     def __init__(self, layer: keras.Layer, sizes: Sequence[int], name: str) -> None:
-        super().__init__(name=name)
+        super().__init__(name=name, dtype="float32")
         self.layer = layer
         self.sizes = tuple(sizes)
 
