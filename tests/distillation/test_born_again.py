@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pathlib
+import subprocess
+import sys
+import textwrap
 from typing import Any
 
 import keras
@@ -167,3 +170,86 @@ def test_mistakes_are_told_in_one_line() -> None:
         with pytest.raises(TfcompError, match=told) as error:
             make()
         assert "\n" not in str(error.value)
+
+
+SCRIPT = """
+    import keras, numpy as np, tensorflow as tf
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+    from tfcomp.distillation import AssistantChain, BornAgain
+
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((24, 6)).astype("float32"), rng.integers(0, 3, 24)
+
+    def net(width):
+        layers = [keras.layers.Dense(width, "tanh"), keras.layers.Dense(3)]
+        return keras.Sequential([keras.Input((6,)), *layers])
+
+    def train(strategy, kind):
+        keras.utils.set_random_seed(1)
+        with strategy.scope():
+            if kind == "chain":
+                course = AssistantChain(net(8), [net(6)], net(4))
+            else:
+                course = BornAgain(net(8), 2)
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            course.compile(keras.optimizers.SGD(0.2), loss=loss, metrics=["accuracy"])
+            data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+            report = course.fit(data, validation_data=data, seed=3, epochs=2, verbose=0)
+        return [lesson.model.get_weights() for lesson in report.lessons], report.evaluations
+
+    mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    for kind in ("chain", "generations"):
+        one, two = (train(s, kind) for s in (tf.distribute.get_strategy(), mirrored))
+        for a, b in zip(sum(one[0], []), sum(two[0], []), strict=True):
+            assert np.abs(a - b).max() < 1e-5, (kind, np.abs(a - b).max())
+        for name, values in one[1].items():
+            for key, value in values.items():
+                assert np.isclose(value, two[1][name][key], rtol=1e-4), (kind, name, key)
+        print("equal:", kind)
+"""
+
+
+@pytest.mark.long
+def test_two_replicas_teach_as_one() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["equal:", "chain", "equal:", "generations"]
+
+
+def test_backup_and_restore_goes_on_within_a_lesson(tmp_path: pathlib.Path) -> None:
+    x, y = vectors()
+    told: dict[str, Any] = {**FIT, "seed": 3, "shuffle": False}
+    whole = born(generations=2)
+    whole.fit(x, y, **told)
+
+    def fit(kill: int) -> list[Lesson]:
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+        callbacks = [backup, KillIn(kill)]
+        made = born(generations=2)
+        return list(made.fit(x, y, **told, directory=tmp_path, callbacks=callbacks).lessons)
+
+    with pytest.raises(KilledError):
+        fit(1)
+    lessons = fit(-1)
+    assert [lesson.reused for lesson in lessons] == [True, False]
+    assert len(lessons[1].history["loss"]) == 1  # the second of two epochs
+    for a, b in zip(whole.student.get_weights(), lessons[1].model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_mixed_precision() -> None:
+    x, y = vectors()
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        made = born(generations=1)
+        report = made.fit(x, y, validation_data=(x, y), **FIT)
+    finally:
+        keras.config.set_dtype_policy(previous)
+    assert made.student.layers[1].compute_dtype == "float16"
+    assert made.student.layers[1].variable_dtype == "float32"
+    assert np.isfinite(report.lessons[0].history["loss"]).all()

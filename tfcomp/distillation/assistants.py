@@ -131,7 +131,8 @@ class AssistantChain(Course):
                 are told apart by their content, for which a dataset is read twice; random
                 augmentation or endless data need a name. Only with a directory.
             **kwargs: Further arguments of `keras.Model.fit`. Callbacks serve all lessons, and
-                their settings do not count among those that must be the same.
+                their settings do not count among those that must be the same. With
+                `keras.callbacks.BackupAndRestore` a run goes on within a lesson, too.
 
         Returns:
             The lessons, the path and the metrics of every model on it.

@@ -131,8 +131,9 @@ class BornAgain(Course):
             data_key: A name for the data, to be changed when they change. By default the data
                 are told apart by their content, for which a dataset is read twice; random
                 augmentation or endless data need a name. Only with a directory.
-            **kwargs: Further arguments of `keras.Model.fit`. Callbacks serve all generations,
-                and their settings do not count among those that must be the same.
+            **kwargs: Further arguments of `keras.Model.fit`. Callbacks serve all generations, and
+                their settings do not count among those that must be the same. With
+                `keras.callbacks.BackupAndRestore` a run goes on within a lesson, too.
 
         Returns:
             The lessons, the path and the metrics of every generation, and of the ensemble where
