@@ -67,15 +67,15 @@ class Recipe:
 
     batch_size: int = 256
     teacher_units: int = 1200
-    teacher_epochs: int = 150
+    teacher_epochs: int = 90
     teacher_learning_rate: float = 1e-3
-    input_dropout: float = 0.2
+    input_dropout: float = 0.0
     hidden_dropout: float = 0.5
     max_norm: float = 3.0
     shift_pixels: int = 2
     student_units: int = 800
-    student_epochs: int = 60
-    student_learning_rate: float = 1e-3
+    student_epochs: int = 50
+    student_learning_rate: float = 3e-3
     temperature: float = 20.0
     student_loss_weight: float = 0.1
     precision: str = "mixed_bfloat16"
