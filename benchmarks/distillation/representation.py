@@ -304,6 +304,11 @@ def stored(run: str, seed: int) -> dict[str, Any] | None:
     return saved["results"] if saved and same else None
 
 
+def finished(run: str, seed: int) -> bool:
+    """Whether there is a result that is no error."""
+    return "test_accuracy" in (stored(run, seed) or {})
+
+
 def keep(run: str, seed: int, found: dict[str, Any]) -> None:
     """Writes the file of a run."""
     budget = dataclasses.asdict(BUDGET)
@@ -333,6 +338,9 @@ def run_elsewhere(run: str, seed: int, cores: queue.Queue[int]) -> None:
     """One run in a process of its own, on a core that is free."""
     core = cores.get()
     try:
+        if run != TEACHER and finished(run, seed):
+            # By another process, since this one was started.
+            return
         command = [sys.executable, "-m", "benchmarks.distillation.representation"]
         command += [f"--work={_WORK.value}", f"--run={run}:{seed}", f"--core={core}"]
         code = subprocess.run(command, check=False).returncode
@@ -368,10 +376,7 @@ def main(_: list[str]) -> None:
         return
     wanted = _METHODS.value or methods.RUNS
     missing = [
-        (run, seed)
-        for seed in range(_SEEDS.value)
-        for run in wanted
-        if "test_accuracy" not in (stored(run, seed) or {})
+        (run, seed) for seed in range(_SEEDS.value) for run in wanted if not finished(run, seed)
     ]
     cores: queue.Queue[int] = queue.Queue()
     for core in sorted(os.sched_getaffinity(0))[: _JOBS.value]:

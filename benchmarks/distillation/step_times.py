@@ -51,6 +51,9 @@ OTHERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+ADVERSARIAL = "adversarial"
+
+
 def student() -> keras.Model:
     return cifar.STUDENT.build(0, "student")
 
@@ -75,9 +78,10 @@ def plain() -> tf.data.Dataset:
 
 
 def names() -> list[str]:
-    """The methods with losses that were asked for, and that the package has."""
+    """The methods that were asked for, but mutual learning, which has no teacher."""
     known = [n for n, m in methods.METHODS.items() if m.loss is not None or n == "kd"]
-    return [n for n in _METHODS.value or [*known, *OTHERS] if n in known or n in OTHERS]
+    known += [ADVERSARIAL, *OTHERS]
+    return [name for name in _METHODS.value or known if name in known]
 
 
 def loss_of(name: str) -> Any:
@@ -103,6 +107,8 @@ def cached(model: Distiller) -> tf.data.Dataset:
 
 
 def distiller(name: str) -> Distiller:
+    if name == ADVERSARIAL:
+        return distillation.AdversarialDistiller(teacher(), student())
     return Distiller(teacher(), student(), [loss_of(name)])
 
 
