@@ -2,17 +2,18 @@
 
 MNIST in 7×7 attributes (means of 4×4 pixels). Eight nets of 512 hidden units learn 4,000 labelled
 digits and are averaged (`Ensemble`). A net of 32 hidden units is then trained on synthetic digits
-alone, 1,000 to 100,000 of them, which the ensemble has labelled with its probabilities; it sees
-neither a real digit nor a label. The digits come from MUNGE, for comparison from Gaussian noise on
-the 4,000, and from drawing each attribute by itself from its values among the 4,000 (the paper's
-RANDOM). Beside it the same small net trained on the 4,000 labels.
+alone, 1,000 to 100,000 of them, which the ensemble has labelled with its probabilities; it is
+trained on no real digit and on no label. The digits come from MUNGE, for comparison from Gaussian
+noise on the 4,000, and from drawing each attribute by itself from its values among the 4,000 (the
+paper's RANDOM). Beside it the same small net trained on the 4,000 labels.
 
-As in the paper the loss is the squared error of the probabilities, and the judges are accuracy and
-RMSE on held-out data. Every net is trained alike: Adam, at most 15,000 updates, stopped when the
-squared error on 1,000 validation digits has not fallen for a quarter of them (against their
-labels for nets that learn labels, against the ensemble's probabilities for the compressed ones),
-and the best weights are taken. MUNGE's p and s were chosen on the same 1,000 with `--choose`. The
-10,000 test digits only judge. Smaller transfer sets are parts of the larger ones.
+The judges are accuracy and RMSE on the 10,000 test digits. Every net is trained alike, by our own
+rule: squared error of the probabilities, Adam, at most 15,000 updates, stopped when the squared
+error on 1,000 validation digits has not fallen for 4,000 updates (against their labels for nets
+that learn labels, against the ensemble's probabilities for the compressed ones), and the best
+weights are taken. With 25,000 digits and more the 15,000 updates are used up. The learning rate and
+MUNGE's p and s (`--choose`) were chosen on the same 1,000; the deviation of the noise was not
+tuned. Smaller transfer sets are parts of the larger ones.
 
 Buciluă, Caruana, Niculescu-Mizil (2006), Model Compression, KDD. Resumable: what is in the results
 is not trained again. A quarter of an hour on one core.
