@@ -136,7 +136,8 @@ def test_ensemble_and_evaluation(make_net: Make, data: Data) -> None:
     mutual = MutualLearning(peers)
     mutual.compile("sgd", loss=CE, metrics=["accuracy"])
     np.testing.assert_allclose(np.exp(mutual.predict(x, verbose=0)), mean, rtol=1e-5)
-    logs = mutual.evaluate(x, y, verbose=0, return_dict=True)
+    told = mutual.evaluate(x, y, verbose=0, return_dict=True)
+    logs = {name: float(value) for name, value in told.items()}
     tasks = [numpy_ce(y, softmax(np.asarray(peer(x)))).mean() for peer in peers]
     assert logs["loss"] == pytest.approx(sum(tasks), rel=1e-5)
     assert logs["peer_3_loss"] == pytest.approx(tasks[2], rel=1e-5)
