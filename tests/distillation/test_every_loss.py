@@ -123,6 +123,12 @@ def test_half_precision_trains_to_nearly_the_same(name: str):
     finally:
         keras.config.set_dtype_policy(before)
     assert half.student.get_layer("d2").compute_dtype == "bfloat16"
+    # A loss's layers stay in full precision, or a distiller loaded under another policy would
+    # go on differently.
+    for layer in half.loss_layers:
+        # A model of several casts nothing by itself.
+        for part in getattr(layer, "layers", [layer]):
+            assert part.compute_dtype == "float32", part.name
     assert received == pytest.approx(expected, rel=0.15, abs=0.02)
     assert np.abs(half.student.get_weights()[0] - start).max() > 0
 

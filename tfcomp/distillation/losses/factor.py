@@ -270,12 +270,12 @@ def _features(extractor: FeatureExtractor, layer: str, x: Any) -> Any:
 
 def _stack(
     shape: tuple[int | None, ...], widths: list[Any], transposed: int, name: str
-) -> keras.Sequential:
+) -> keras.Model:
     """Convolutions of three positions a side, each followed by LeakyReLU."""
     convolution = _CONVOLUTIONS[len(shape)][transposed]
-    layers: list[keras.Layer] = []
+    x = inputs = keras.Input(shape[1:])
     for width in widths:
         settings = {"padding": "same", "data_format": "channels_last", "dtype": "float32"}
-        layers.append(convolution(width, 3, **settings))
-        layers.append(keras.layers.LeakyReLU(0.1, dtype="float32"))
-    return keras.Sequential([keras.Input(shape[1:]), *layers], name=name)
+        x = convolution(width, 3, **settings)(x)
+        x = keras.layers.LeakyReLU(0.1, dtype="float32")(x)
+    return keras.Model(inputs, x, name=name)

@@ -133,7 +133,7 @@ def _regressor(student: Any, teacher: Any, name: str) -> keras.Layer | None:
     if student[-1] == teacher[-1]:
         return None
     # Over the last axis of a map, a dense layer is a 1×1 convolution.
-    layer = keras.layers.Dense(teacher[-1], name=name)
+    layer = keras.layers.Dense(teacher[-1], dtype="float32", name=name)
     layer.build(tuple(student))
     return layer
 

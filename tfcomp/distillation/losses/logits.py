@@ -148,7 +148,7 @@ class LogitNoise(keras.layers.Layer):
         self, stddev: float, probability: float, seed: int | None = None, **kwargs: Any
     ) -> None:
         # Logits keep the type that they have, whatever policy is in force.
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(autocast=False, **{"dtype": "float32", **kwargs})
         self.stddev, self.probability, self.seed = stddev, probability, seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.built = True
