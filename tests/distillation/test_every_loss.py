@@ -128,7 +128,7 @@ def test_half_precision_trains_to_nearly_the_same(name: str):
     for layer in half.loss_layers:
         # A model of several casts nothing by itself.
         for part in getattr(layer, "layers", [layer]):
-            assert part.compute_dtype == "float32", part.name
+            assert not part.weights or part.compute_dtype == "float32", part.name
     assert received == pytest.approx(expected, rel=0.15, abs=0.02)
     assert np.abs(half.student.get_weights()[0] - start).max() > 0
 
