@@ -109,18 +109,17 @@ def cells(gap: Gap | None) -> list[str]:
 def comparison(by_run: dict[str, dict[int, dict[str, Any]]]) -> str:
     """The table of all methods, the best by itself first."""
     made = gaps(by_run)
-    names = [n for n in methods.METHODS if n != methods.ALONE]
-    names.sort(key=lambda n: -made[n].mean if n in made else 1e9)
+    names = [n for n in methods.METHODS if n != methods.ALONE and n in made]
+    names.sort(key=lambda n: -made[n].mean)
     lines = [
         "| method | alone, % | − student | | with KD, % | − student | | minutes | weights |",
         "|---|--:|--:|---|--:|--:|---|--:|---|",
     ]
     for name in names:
-        method, gap = methods.METHODS[name], made.get(name)
+        method, gap = methods.METHODS[name], made[name]
         both = ["–"] * 3 if name == "kd" else cells(made.get(name + methods.WITH_KD))
-        minutes = f"{gap.minutes:.1f}" if gap else "–"
-        row = [f"{method.title} ({method.year})", *cells(gap), *both, minutes, method.published]
-        lines.append(f"| {' | '.join(row)} |")
+        row = [f"{method.title} ({method.year})", *cells(gap), *both]
+        lines.append(f"| {' | '.join([*row, f'{gap.minutes:.1f}', method.published])} |")
     return "\n".join(lines)
 
 
@@ -136,17 +135,23 @@ def summary(by_run: dict[str, dict[int, dict[str, Any]]]) -> str:
     failed = [f"{r} ({v['error']})" for r, s in by_run.items() for v in s.values() if "error" in v]
     budget, versions, cpu = saved["budget"], saved["versions"], saved["hardware"]["cpu"]
     counts = sorted({len(seeds) for seeds in by_run.values()})
+    seeds = "one seed" if counts == [1] else f"{' to '.join(map(str, counts))} seeds"
     lines = [
-        f"Student alone {statistics.mean(alone):.2f} %{spread}, teacher {of_teacher}; "
-        f"10,000 test images, {' to '.join(map(str, counts))} seeds, differences paired by seed, "
-        f"± standard error. A method beats the student alone, or is worse, beyond {ERRORS:.0f} "
-        "standard errors, which three seeds reach by chance in 18 of 100 cases, on either side.",
+        f"Student alone {statistics.mean(alone):.2f} %{spread}, teacher {of_teacher}; 10,000 test "
+        f"images, {seeds}, differences paired by seed, ± standard error. A method beats the "
+        f"student alone, or is worse, beyond {ERRORS:.0f} standard errors, which three seeds reach "
+        "by chance in 18 of 100 cases, on either side; one seed tells nothing of that.",
         "",
         f"Budget of each student: {budget['epochs']} epochs of 10,000 training images in batches "
         f"of {budget['batch']}, first stages included, on one core; minutes are that core's. "
         f"{cpu}, no GPU; TensorFlow {versions['tensorflow']}, Keras {versions['keras']}.",
     ]
-    return "\n".join([*lines, *(["", f"Failed: {'; '.join(failed)}."] if failed else [])])
+    missing = [run for run in methods.RUNS if run not in by_run]
+    if missing:
+        lines += ["", f"Not yet run: {', '.join(missing)}."]
+    if failed:
+        lines += ["", f"Failed: {'; '.join(failed)}."]
+    return "\n".join(lines)
 
 
 def draw(made: dict[str, Gap]) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import hashlib
 import os
 import pathlib
 import queue
@@ -262,8 +263,7 @@ def perform(run: str, seed: int, work: pathlib.Path) -> dict[str, Any]:
     asks = run == TEACHER or methods.asks_teacher(run)
     bench = Bench(data, cifar.trained_teacher(work, data) if asks else None, work)
     if run == TEACHER:
-        bench.ask()
-        return {**judged(bench.teacher, data), **dataclasses.asdict(cifar.TeacherBudget())}
+        return _teacher(bench)
     history: list[float] = []
 
     def report(epoch: int, logs: dict[str, float]) -> None:
@@ -282,6 +282,21 @@ def perform(run: str, seed: int, work: pathlib.Path) -> dict[str, Any]:
         "weights": dict(zip(("gamma", "alpha", "beta"), methods.weights(run), strict=True)),
         "losses": {type(loss).__name__: _plain(loss.get_config()) for loss in losses},
     }
+
+
+def _teacher(bench: Bench) -> dict[str, Any]:
+    """Has the teacher ready; stops if earlier results are of another one."""
+    teacher = bench.teacher
+    assert teacher is not None
+    digest = hashlib.blake2b(digest_size=16)
+    for weights in teacher.get_weights():
+        digest.update(weights.tobytes())
+    known = (stored(TEACHER, 0) or {}).get("digest")
+    if known not in (None, digest.hexdigest()):
+        sys.exit("The results are of another teacher. Put it into --work, or remove the results.")
+    bench.ask()
+    budget = dataclasses.asdict(cifar.TeacherBudget())
+    return {**judged(teacher, bench.data), "digest": digest.hexdigest(), **budget}
 
 
 def judged(model: keras.Model, data: cifar.Cifar) -> dict[str, float]:
@@ -328,24 +343,27 @@ def run_here(run: str, seed: int, work: pathlib.Path) -> None:
     try:
         found = perform(run, seed, work)
     except Exception as error:
+        if run == TEACHER:
+            raise
         traceback.print_exc()
         found = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
     keep(run, seed, found)
     print(f"{run}:{seed} done: {found.get('test_accuracy', found.get('error'))}", flush=True)
 
 
-def run_elsewhere(run: str, seed: int, cores: queue.Queue[int]) -> None:
-    """One run in a process of its own, on a core that is free."""
+def run_elsewhere(run: str, seed: int, cores: queue.Queue[int]) -> int:
+    """One run in a process of its own, on a core that is free; gives its exit code."""
     core = cores.get()
     try:
         if run != TEACHER and finished(run, seed):
             # By another process, since this one was started.
-            return
+            return 0
         command = [sys.executable, "-m", "benchmarks.distillation.representation"]
         command += [f"--work={_WORK.value}", f"--run={run}:{seed}", f"--core={core}"]
         code = subprocess.run(command, check=False).returncode
-        if code:
+        if code and run != TEACHER:
             keep(run, seed, {"error": f"the process ended with {code}"})
+        return code
     finally:
         cores.put(core)
 
@@ -382,7 +400,9 @@ def main(_: list[str]) -> None:
     for core in sorted(os.sched_getaffinity(0))[: _JOBS.value]:
         cores.put(core)
     if any(methods.asks_teacher(run) for run, _ in missing):
-        run_elsewhere(TEACHER, 0, cores)
+        code = run_elsewhere(TEACHER, 0, cores)
+        if code:
+            sys.exit(code)
     with concurrent.futures.ThreadPoolExecutor(_JOBS.value) as pool:
         list(pool.map(lambda job: run_elsewhere(job[0], job[1], cores), missing))
 
