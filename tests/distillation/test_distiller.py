@@ -718,3 +718,26 @@ def test_nothing_warns(make_net: Make, data: Data) -> None:
         distiller.fit(*data, verbose=0)
         distiller.evaluate(*data, verbose=0)
         distiller.summary(print_fn=lambda *_, **__: None)
+
+
+def test_without_a_loss_it_is_judged_by_its_metrics(make_net: Make, data: Data) -> None:
+    x, y = data
+    distiller = Distiller(make_net(8), make_net(), KnowledgeDistillation(), student_loss_weight=0.0)
+    distiller.compile("sgd", metrics=["accuracy"])
+    logs = distiller.fit(x, y, verbose=0, validation_data=(x, y)).history
+    expected = np.mean(distiller.student.predict(x, verbose=0).argmax(-1) == y)
+    assert logs["val_accuracy"] == [pytest.approx(expected)]
+    assert not any(name.startswith("val_") for name in logs if name != "val_accuracy")
+
+
+def test_half_precision_of_the_students_layers_scales_the_loss(make_net: Make) -> None:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        half = make_net()
+    finally:
+        keras.config.set_dtype_policy(before)
+    student = keras.Model.from_config(half.get_config())
+    distiller = Distiller(make_net(8), student, KnowledgeDistillation())
+    distiller.compile("sgd", loss=CE)
+    assert isinstance(distiller.optimizer, keras.optimizers.LossScaleOptimizer)

@@ -22,6 +22,7 @@ from tfcomp.distillation.inputs import (
 )
 from tfcomp.distillation.losses.per_sample import shapes
 from tfcomp.distillation.losses.step import Step
+from tfcomp.distillation.precision import policy_of
 from tfcomp.distillation.terms import Term, check_weight, make_terms
 from tfcomp.errors import TfcompError
 from tfcomp.graph import is_graph_model
@@ -101,8 +102,8 @@ class Distiller(keras.Model):
         _check_models(teacher, student)
         terms = make_terms(distillation_losses, distillation_loss_weights, student)
         # Mixed precision is the student's affair, whatever the global policy now is.
-        kwargs.setdefault("dtype", student.dtype_policy)
-        super().__init__(name=name, **kwargs)
+        kwargs.setdefault("dtype", policy_of([student]))
+        super().__init__(name=name, **{"autocast": False, **kwargs})
         self.student = student
         for term in terms:
             term.resolve(teacher, student)
@@ -418,8 +419,15 @@ class Distiller(keras.Model):
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """The student's evaluation, which knows of no teacher."""
-        logs = super().test_step(data)
         ours = {tracker.name for tracker in self._trackers()}
+        if self.loss is None:
+            # Trained without labels, it has no loss to report, but may have metrics.
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            outputs = self(x, training=False)
+            logs = self.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+            ours.add("loss")
+        else:
+            logs = super().test_step(data)
         return {name: value for name, value in logs.items() if name not in ours}
 
     def get_config(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tfcomp.distillation.copies import copy_stateful
 from tfcomp.distillation.inputs import DistillationInputs
 from tfcomp.distillation.losses import KnowledgeDistillation
 from tfcomp.distillation.losses.ending import endings
+from tfcomp.distillation.precision import policy_of
 from tfcomp.errors import TfcompError
 from tfcomp.graph import is_graph_model
 
@@ -99,7 +100,7 @@ class MutualLearning(keras.Model):
             )
         _check_peers(peers)
         # Precision is each peer's affair; the policy decides on loss scaling alone.
-        kwargs.setdefault("dtype", _policy(peers))
+        kwargs.setdefault("dtype", policy_of(peers))
         super().__init__(name=name, autocast=False, **kwargs)
         self.peers = list(peers)
         self.updates = updates
@@ -412,12 +413,6 @@ def _per_sample(sample_weight: Any, values: Any) -> Any:
             f"(batch,), received {shape}. Average it over the other axes."
         )
     return keras.ops.cast(keras.ops.reshape(sample_weight, (-1,)), values.dtype)
-
-
-def _policy(peers: Sequence[keras.Model]) -> str:
-    # A functional model does not tell, its layers do.
-    layers = [layer for peer in peers for layer in (peer, *peer.layers)]
-    return "mixed_float16" if any(x.compute_dtype == "float16" for x in layers) else "float32"
 
 
 def _check_peers(peers: Any) -> None:
