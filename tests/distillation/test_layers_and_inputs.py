@@ -22,7 +22,7 @@ from tfcomp.distillation.losses.feature_loss import EmbeddingLoss, FeatureLoss
 from tfcomp.distillation.losses.regressor import make_regressor
 from tfcomp.distillation.pairing import embedding_layer, layer_name, pair_layers
 from tfcomp.errors import TfcompError
-from tfcomp.graph import pre_activation
+from tfcomp.graph import pre_activation, rebuild
 
 CE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -304,3 +304,37 @@ def test_a_loaded_sequential_model_gives_its_layers(tmp_path):
         np.testing.assert_array_equal(one.layers[name], two.layers[name])
     np.testing.assert_array_equal(two.outputs, model(x))
     np.testing.assert_array_equal(np.maximum(two.layers["b/pre_activation"], 0), two.layers["b"])
+
+
+def test_channels_first_is_refused_rather_than_compared_along_wrong_axes():
+    def first(width: int) -> keras.Model:
+        x = inputs = keras.Input((3, 16, 16))
+        x = keras.layers.Conv2D(width, 3, data_format="channels_first", name="conv")(x)
+        x = keras.layers.ReLU(name="relu")(x)
+        x = keras.layers.GlobalAveragePooling2D(data_format="channels_first", name="pool")(x)
+        return keras.Model(inputs, keras.layers.Dense(3)(x))
+
+    for loss in (Gap(), Gap("relu", "relu")):
+        with pytest.raises(TfcompError, match=r"channels last.*'conv' has them first"):
+            Distiller(first(4), first(4), loss)
+    Distiller(first(4), first(4), [EmbeddingGap(), Gap("pool", "pool"), KnowledgeDistillation()])
+
+
+def test_a_nested_backbone_is_named_with_its_remedy():
+    backbone = keras.Model((inner := net(4)).input, inner.get_layer("relu2_0").output, name="body")
+    x = inputs = keras.Input((16, 16, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Dense(1)(backbone(x))[..., :1])
+    teacher = keras.Model(inputs, keras.layers.Dense(3)(x))
+    nested = keras.Sequential([inputs, keras.layers.Resizing(8, 8), keras.layers.Flatten()])
+    nested.add(keras.layers.Dense(3))
+    with pytest.raises(TfcompError, match=r"inside of 'body'.*tfcomp\.graph\.rebuild"):
+        pair_layers(teacher, nested)
+    assert pair_layers(rebuild(teacher), net(4))[1] == ("relu1_0", "relu1_0")
+
+
+def test_an_unbatched_cache_knows_its_length_and_takes_indices():
+    x, y = np.zeros((10, 16, 16, 3), "float32"), np.zeros(10, "int32")
+    data = tf.data.Dataset.from_tensor_slices((x, y))
+    cached = cache_teacher(data, net(4), layers=[-2, "pool"])
+    assert cached.cardinality() == 10
+    assert sorted(next(iter(cached))[0].teacher_layers) == ["dropout", "pool"]

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tfcomp.errors import TfcompError
-from tfcomp.graph import Graph, Node, Tensor, check_model, trace
+from tfcomp.graph import Graph, Node, Tensor, check_model, is_graph_model, trace
 
 # Random while training, so that a comparison would compare noise.
 _RANDOM = {"Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "AlphaDropout"}
@@ -101,14 +101,17 @@ def pair_layers(teacher: keras.Model, student: keras.Model) -> list[tuple[str, s
         >>> pair_layers(net(16), net(4))
         [('conv2', 'conv2'), ('conv1', 'conv1')]
     """
-    _check(teacher, student)
+    for model, role in ((teacher, "teacher"), (student, "student")):
+        check_model(model, role)
+        check_channels_last(model, role)
     of_teacher, of_student = feature_maps(teacher), feature_maps(student)
     common = [size for size in of_student if size in of_teacher]
     if not common:
         raise TfcompError(
             "No layers can be paired by themselves: expected feature maps of a resolution that "
             f"both models have, received {_listed(of_teacher)} in the teacher and "
-            f"{_listed(of_student)} in the student. Name teacher_layer and student_layer."
+            f"{_listed(of_student)} in the student. {_nested(teacher, student)}Name teacher_layer "
+            "and student_layer."
         )
     # A resolution's last map stands deeper in the student the later it comes.
     order = list(of_student)
@@ -170,9 +173,26 @@ def _own_calls(model: keras.Model, graph: Graph) -> list[Node]:
     return calls
 
 
-def _check(teacher: keras.Model, student: keras.Model) -> None:
-    for model, role in ((teacher, "teacher"), (student, "student")):
-        check_model(model, role)
+def check_channels_last(model: keras.Model, role: str) -> None:
+    """Raises `TfcompError` if a layer of the model has its channels first."""
+    for node in trace(model).nodes:
+        if getattr(node.op, "data_format", None) == "channels_first":
+            raise TfcompError(
+                f"Maps of features are compared with channels last: expected such a {role}, "
+                f"received {model.name!r}, whose layer {node.name!r} has them first. Compare "
+                "vectors (the layer behind the pooling) or responses."
+            )
+
+
+def _nested(*models: keras.Model) -> str:
+    """What to do about layers that cannot be seen because they lie in nested models."""
+    inner = [layer.name for model in models for layer in model.layers if is_graph_model(layer)]
+    if not inner:
+        return ""
+    return (
+        f"Layers inside of {', '.join(map(repr, inner))} are not looked at: make the model flat "
+        "with model = tfcomp.graph.rebuild(model). "
+    )
 
 
 def _listed(maps: dict[tuple[int, ...], list[str]]) -> str:

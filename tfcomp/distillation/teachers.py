@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tfcomp.distillation.extractor import FeatureExtractor
 from tfcomp.distillation.inputs import DistillationInputs, is_absent, unpack
+from tfcomp.distillation.pairing import layer_name
 from tfcomp.errors import TfcompError
 from tfcomp.files import replacing
 from tfcomp.graph import is_graph_model
@@ -32,7 +33,7 @@ def cache_teacher(
     dataset: tf.data.Dataset,
     teacher: keras.Model,
     path: str | os.PathLike[str] | None = None,
-    layers: Sequence[str] = (),
+    layers: Sequence[str | int] = (),
 ) -> tf.data.Dataset:
     """Asks the teacher once for every sample; training then goes without it.
 
@@ -54,8 +55,8 @@ def cache_teacher(
             shape per component. Random augmentation in it is frozen, and misses the file.
         teacher: A built model; run with `training=False`.
         path: The file. None keeps everything in memory.
-        layers: Names of layers of a functional or Sequential teacher, for losses that compare
-            them.
+        layers: Layers of a functional or Sequential teacher, for losses that compare them: names,
+            or indices into `teacher.layers`.
 
     Returns:
         A dataset of (DistillationInputs, …), batches of the size of the first, the last may be
@@ -75,7 +76,8 @@ def cache_teacher(
         (2, 4) (2, 3) [2 3]
         (1, 4) (1, 3) [4]
     """
-    source = _Source.of(dataset, teacher, layers)
+    names = [layer_name(teacher, layer, "teacher") for layer in layers]
+    source = _Source.of(dataset, teacher, names)
     if path is None:
         records = np.concatenate(list(source.records()))
         return _serve(source, records, np.arange(len(records)))
@@ -83,8 +85,8 @@ def cache_teacher(
     if target.is_dir():
         raise TfcompError(f"`path` must be a file. Received: {target}, a folder. Add a file name.")
     key = {"teacher": fingerprint(teacher), "record": repr(source.record)}
-    if layers:
-        key["layers"] = repr(sorted(set(layers)))
+    if names:
+        key["layers"] = repr(sorted(set(names)))
     stored = _read(target, key, source.record)
     order = None if stored is None else _find(source.digests(), stored["digest"])
     if stored is None or order is None:
@@ -245,7 +247,10 @@ def _serve(
         return _element(source, flat)
 
     batches = tf.data.Dataset.range(0, len(order), size).map(load)
-    return batches if source.batched else batches.unbatch()
+    if source.batched:
+        return batches
+    # Without its length Keras takes the end of an epoch for a mistake, and says so.
+    return batches.unbatch().apply(tf.data.experimental.assert_cardinality(len(order)))
 
 
 def _element(source: _Source, flat: list[Any]) -> tuple[Any, ...]:

@@ -288,7 +288,8 @@ def _check_loss(loss: Any, output: Any) -> None:
     if not isinstance(loss, keras.distillation.DistillationLoss):
         raise TfcompError(
             "Distillation losses must be keras.distillation.DistillationLoss objects. Received: "
-            f"{loss!r}. Use KnowledgeDistillation(), for one."
+            f"{loss!r}. Use KnowledgeDistillation(), for one; losses per output are a dict by "
+            "name of output, or a list within the list."
         )
     layers = [getattr(loss, f"{role}_layer_name", None) for role in ("teacher", "student")]
     on_layers = isinstance(loss, FeatureLoss) or layers != [None, None]

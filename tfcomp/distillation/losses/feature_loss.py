@@ -7,8 +7,14 @@ from typing import Any, ClassVar
 import keras
 
 from tfcomp.distillation.losses.per_sample import PerSampleLoss
-from tfcomp.distillation.pairing import embedding_layer, layer_name, pair_layers
+from tfcomp.distillation.pairing import (
+    check_channels_last,
+    embedding_layer,
+    layer_name,
+    pair_layers,
+)
 from tfcomp.errors import TfcompError
+from tfcomp.graph import is_graph_model
 
 
 class FeatureLoss(PerSampleLoss):
@@ -105,6 +111,8 @@ class FeatureLoss(PerSampleLoss):
                     lambda layer, m=model, r=role: layer_name(m, layer, r), layers
                 )
                 setattr(self, f"{role}_layer_name", names)
+                if is_graph_model(model) and _any_map(model, names):
+                    check_channels_last(model, role)
 
     def build(self, teacher_shapes: Any, student_shapes: Any) -> None:
         """Makes what is trained along with the student, and puts it into `self.layers`.
@@ -150,6 +158,12 @@ class EmbeddingLoss(FeatureLoss):
         """The embeddings of both models."""
         names = embedding_layer(teacher, "teacher"), embedding_layer(student, "student")
         return ([names[0]], [names[1]]) if self.several else names
+
+
+def _any_map(model: keras.Model, names: Any) -> bool:
+    wanted = set(keras.tree.flatten(names))
+    outputs = [keras.tree.flatten(one.output) for one in model.layers if one.name in wanted]
+    return any(len(tensor.shape) > 2 for tensors in outputs for tensor in tensors)
 
 
 def _listed(layers: Any) -> list[Any]:

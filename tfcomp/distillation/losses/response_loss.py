@@ -121,10 +121,11 @@ class ResponseLoss(PerSampleLoss):
         found = endings(model)
         for ending in found:
             if ending not in ("logits", self.probabilities):
+                task = "multi-label" if ending == "sigmoid" else "multi-class"
                 raise TfcompError(
                     f"The {role} of this {type(self).__name__} must end in logits or "
                     f"{self.probabilities}. Received: {model.name!r}, which ends in {ending}. Use "
-                    f"KnowledgeDistillation with its `task`, or pass {role}_from_logits."
+                    f'KnowledgeDistillation(task="{task}").'
                 )
         return [ending == "logits" for ending in found]
 
