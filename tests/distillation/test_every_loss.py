@@ -35,7 +35,6 @@ ARGUMENTS = {
     "JacobianMatching": {},
     "KnowledgeDistillation": {"temperature": 2.0},
     "LogitL1": {},
-    "LogitL1": {},
     "LogitRegression": {},
     "NeuronSelectivityTransfer": {},
     "NoisyInputMatching": {},
