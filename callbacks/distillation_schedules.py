@@ -10,10 +10,11 @@ import keras
 from tfcomp.distillation import Distiller
 from tfcomp.errors import TfcompError
 
-Schedule = keras.optimizers.schedules.LearningRateSchedule | Callable[[int], float]
+# A schedule of Keras, which is a function of the step, or a function of the epoch.
+Schedule = Callable[[Any], Any]
 
 
-class _Scheduled(keras.callbacks.Callback):  # type: ignore[misc]
+class _Scheduled(keras.callbacks.Callback):
     """Sets a value before each step, or before each epoch."""
 
     def __init__(self, schedule: Schedule, loss: str | None) -> None:

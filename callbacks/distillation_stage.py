@@ -12,7 +12,7 @@ from tfcomp.errors import TfcompError
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")
-class DistillationStage(keras.callbacks.Callback):  # type: ignore[misc]
+class DistillationStage(keras.callbacks.Callback):
     """Trains on some losses alone for some epochs; before and after, on all the others.
 
     In its epochs, loss = Σ wᵢ·lossᵢ over the stage's losses, plus regularisation; what these do
