@@ -30,7 +30,6 @@ import time
 from typing import Any
 
 import keras
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
@@ -42,10 +41,6 @@ from benchmarks import results
 from tfcomp import datasets
 from tfcomp.distillation import Ensemble, munge, oversample_with_noise, pseudo_labels
 from tfcomp.files import replacing
-
-mpl.use("Agg")
-
-from matplotlib import pyplot
 
 _WORK = flags.DEFINE_string("work", "build/model_compression", "folder for the ensemble")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "how many students for each transfer set", 1)
@@ -314,29 +309,8 @@ def show(found: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def draw(found: dict[str, Any], path: pathlib.Path) -> None:
-    """Accuracy and RMSE against the size of the transfer set."""
-    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axes, measure, scale in zip(panels, ("accuracy", "rmse"), (100, 1), strict=True):
-        for kind, sizes in SIZES_OF.items():
-            done = [size for size in sizes if f"{kind}/{size}" in found["curves"]]
-            points = np.array([found["curves"][f"{kind}/{size}"][measure] for size in done]) * scale
-            axes.errorbar(done, *points.T, marker="o", markersize=3, label=TITLES[kind])
-        alone = found["curves"]["alone"][measure][0] * scale
-        axes.axhline(alone, color="0.4", linestyle=":", label="small net on the 4,000 labels")
-        teacher = found["ensemble"][measure] * scale
-        axes.axhline(teacher, color="0.1", linestyle="--", label="ensemble")
-        axes.set(xscale="log", xlabel="synthetic digits", ylabel=measure)
-    panels[0].set_ylabel("test accuracy, %")
-    panels[1].set_ylabel("RMSE against the labels")
-    panels[0].legend(frameon=False, fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
-    pyplot.close(figure)
-
-
 def main(_: list[str]) -> None:
-    """Trains what is not yet in the results, then prints the table and draws the plot."""
+    """Trains what is not yet in the results, then prints the table."""
     study = Study(Recipe(), pathlib.Path(_WORK.value))
     if _CHOOSE.value:
         study.choose()
@@ -345,7 +319,6 @@ def main(_: list[str]) -> None:
     saved = results.load(NAME)
     if saved is not None:
         show(saved["results"])
-        draw(saved["results"], results.FOLDER / f"{NAME}.png")
 
 
 if __name__ == "__main__":
