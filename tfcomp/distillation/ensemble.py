@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import keras
 
 from tfcomp.distillation.extractor import model_input, model_output
-from tfcomp.distillation.losses.ending import Ending, endings
+from tfcomp.distillation.losses.ending import Ending, endings, sigmoid_logits, softmax_logits
 from tfcomp.distillation.losses.per_sample import describe, shapes
 from tfcomp.errors import TfcompError
 from tfcomp.graph import check_model
@@ -18,8 +18,6 @@ Combine = Literal["probabilities", "geometric", "logits"]
 Task = Literal["multi-class", "multi-label"]
 
 _PROBABILITIES: dict[str, Ending] = {"multi-class": "softmax", "multi-label": "sigmoid"}
-# The smallest normal number and the distance from 1 to the number below it, of single precision.
-_TINY, _BELOW_ONE = 1.2e-38, 2.0**-24
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")
@@ -207,7 +205,7 @@ class _Combination(keras.layers.Layer):
 
     def call(self, inputs: list[Any]) -> Any:
         """Logits from one tensor per teacher."""
-        to_logits = _softmax_logits if self.task == "multi-class" else _sigmoid_logits
+        to_logits = softmax_logits if self.task == "multi-class" else sigmoid_logits
         logits = [
             outputs if is_logits else to_logits(outputs)
             for outputs, is_logits in zip(inputs, self.from_logits, strict=True)
@@ -383,12 +381,3 @@ def _resized(inputs: Any, teacher: keras.Model) -> Any:
             tensor = resize(tensor)
         resized.append(tensor)
     return keras.tree.pack_sequence_as(model_input(teacher), resized)
-
-
-def _softmax_logits(probabilities: Any) -> Any:
-    return keras.ops.log(keras.ops.maximum(probabilities, _TINY))
-
-
-def _sigmoid_logits(probabilities: Any) -> Any:
-    probabilities = keras.ops.clip(probabilities, _TINY, 1.0 - _BELOW_ONE)
-    return keras.ops.log(probabilities) - keras.ops.log1p(-probabilities)

@@ -1,9 +1,9 @@
-"""Checks of the numbers that losses take."""
+"""Checks of the arguments that losses take."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 from tfcomp.errors import TfcompError
 
@@ -21,3 +21,17 @@ def weight(argument: str, value: Any, most: float = math.inf) -> float:
         allowed = "a number ≥ 0" if most == math.inf else f"a number in [0, {most:g}]"
         raise TfcompError(f"`{argument}` must be {allowed}. Received: {value!r}.")
     return float(value)
+
+
+def choice(argument: str, value: Any, choices: Any) -> Any:
+    """The value if it is one of a `Literal`'s; raises `TfcompError` otherwise, which lists them.
+
+    Args:
+        argument: Its name in the constructor, for the message.
+        value: What was given.
+        choices: The `Literal`.
+    """
+    if value not in get_args(choices):
+        listed = " or ".join(map(repr, get_args(choices)))
+        raise TfcompError(f"`{argument}` must be {listed}. Received: {value!r}.")
+    return value

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import keras
 
+from tfcomp.distillation.losses.arguments import choice
 from tfcomp.distillation.losses.ending import endings
 from tfcomp.distillation.losses.feature_loss import FeatureLoss
 from tfcomp.distillation.losses.maps import check_maps, float32, norm, rest, same_sizes, unit
@@ -77,12 +78,6 @@ class AttentionTransfer(FeatureLoss):
         name: str | None = None,
     ) -> None:
         super().__init__(teacher_layer, student_layer, name)
-        for argument, value, kind in [("mapping", mapping, Mapping), ("variant", variant, Variant)]:
-            if value not in get_args(kind):
-                raise TfcompError(
-                    f"`{argument}` must be one of {', '.join(map(repr, get_args(kind)))}. "
-                    f"Received: {value!r}."
-                )
         if isinstance(p, bool) or not isinstance(p, (int, float)) or not 1 <= p < math.inf:
             raise TfcompError(f"`p` must be a number ≥ 1. Received: {p!r}.")
         if mapping == "sum" and p != 2.0:
@@ -91,8 +86,8 @@ class AttentionTransfer(FeatureLoss):
                 "use mapping='sum_p'."
             )
         self.p = float(p)
-        self.mapping = mapping
-        self.variant = variant
+        self.mapping = choice("mapping", mapping, Mapping)
+        self.variant = choice("variant", variant, Variant)
 
     def build(self, teacher_shapes: Any, student_shapes: Any) -> None:
         """Checks that there are maps to compare."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import keras
 
+from tfcomp.distillation.losses.arguments import choice
 from tfcomp.distillation.losses.feature_loss import FeatureLoss
 from tfcomp.distillation.losses.maps import float32, rest
 from tfcomp.distillation.losses.regressor import make_regressor
@@ -72,14 +73,12 @@ class ActivationBoundaries(FeatureLoss):
         name: str | None = None,
     ) -> None:
         super().__init__(teacher_layer, student_layer, name)
-        if variant not in get_args(Variant):
-            raise TfcompError(f"`variant` must be 'paper' or 'code'. Received: {variant!r}.")
         if isinstance(margin, bool) or not isinstance(margin, (int, float)):
             raise TfcompError(f"`margin` must be a number. Received: {margin!r}.")
         if not 0 <= margin < math.inf:
             raise TfcompError(f"`margin` must be ≥ 0. Received: {margin}.")
         self.margin = float(margin)
-        self.variant = variant
+        self.variant = choice("variant", variant, Variant)
         # For each layer what its features pass through, nothing where the shapes are equal.
         self._connectors: list[tuple[keras.Layer, ...]] = []
 

@@ -10,8 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfcomp.distillation.losses.arguments import choice
 from tfcomp.distillation.losses.feature_loss import EmbeddingLoss
-from tfcomp.distillation.losses.relation import Variant, choice, flat_size, rows, unit
+from tfcomp.distillation.losses.relation import Variant, flat_size, rows, unit
 from tfcomp.errors import TfcompError
 
 # Negatives of the paper.
@@ -114,7 +115,7 @@ class ContrastiveRepresentationDistillation(EmbeddingLoss):
             raise TfcompError(f"`momentum` must be in [0, 1). Received: {momentum!r}.")
         self.temperature = float(temperature)
         self.momentum = float(momentum)
-        self.variant = choice(variant, Variant)
+        self.variant = choice("variant", variant, Variant)
         self.seed = None if seed is None else _integer("seed", seed, 0, _RANDOM_RANGE - 1)
 
     def build(self, teacher_shapes: Any, student_shapes: Any) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
 
 from tfcomp.distillation.extractor import FeatureExtractor
 from tfcomp.distillation.inputs import fit_size, image_size, is_absent, unpack
+from tfcomp.distillation.losses.arguments import choice
 from tfcomp.distillation.losses.feature_loss import FeatureLoss
 from tfcomp.distillation.losses.maps import check_maps, float32, norm, rest, same_sizes, unit
 from tfcomp.distillation.pairing import layer_name
@@ -94,11 +95,9 @@ class FactorTransfer(FeatureLoss):
             raise TfcompError(f"`rate` must be a number above 0. Received: {rate!r}.")
         if p not in (1, 2) or isinstance(p, bool):
             raise TfcompError(f"`p` must be 1 or 2. Received: {p!r}.")
-        if variant not in get_args(Variant):
-            raise TfcompError(f"`variant` must be 'paper' or 'code'. Received: {variant!r}.")
         self.rate = float(rate)
         self.p = int(p)
-        self.variant = variant
+        self.variant = choice("variant", variant, Variant)
         self._paraphraser: _Paraphraser | None = None
         self._fitted = False
 

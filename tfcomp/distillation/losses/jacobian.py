@@ -12,6 +12,7 @@ from tfcomp.distillation.losses.arguments import weight
 from tfcomp.distillation.losses.feature_loss import FeatureLoss
 from tfcomp.distillation.losses.logits import LogitRegression
 from tfcomp.distillation.losses.maps import check_maps, float32, rest, same_sizes, unit
+from tfcomp.distillation.losses.randomness import RandomLayer
 from tfcomp.distillation.losses.response_loss import Pair, ResponseLoss
 from tfcomp.errors import TfcompError
 
@@ -262,10 +263,8 @@ class NoisyInputMatching(LogitRegression):
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")
-class InputNoise(keras.layers.Layer):
+class InputNoise(RandomLayer):
     """x + ξ with ξ ~ N(0, σ²), in float32.
-
-    Its random state is saved and restored with whatever holds it.
 
     Args:
         stddev: σ.
@@ -274,37 +273,18 @@ class InputNoise(keras.layers.Layer):
     """
 
     def __init__(self, stddev: float, seed: int | None = None, **kwargs: Any) -> None:
-        super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
-        self.stddev, self.seed = stddev, seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
-        self.built = True
+        super().__init__(seed, **kwargs)
+        self.stddev = stddev
 
     def call(self, inputs: Any) -> Any:
         """Noisy inputs, of the shape of `inputs`."""
         inputs = float32(inputs)
-        context = tf.distribute.get_replica_context()
-        replica = 0 if context is None else context.replica_id_in_sync_group
-        seed = tf.random.experimental.stateless_fold_in(
-            tf.cast(self.seed_generator.next(), "int32"), tf.cast(replica, "int32")
-        )
-        return inputs + self.stddev * tf.random.stateless_normal(tf.shape(inputs), seed)
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """The shape of the inputs."""
-        return input_shape
-
-    # Keras saves weights, among which it does not count the state of random numbers.
-    def save_own_variables(self, store: Any) -> None:
-        """Writes the random state."""
-        store["random_state"] = keras.ops.convert_to_numpy(self.seed_generator.state)
-
-    def load_own_variables(self, store: Any) -> None:
-        """Reads the random state."""
-        self.seed_generator.state.assign(store["random_state"])
+        noise = tf.random.stateless_normal(tf.shape(inputs), self.next_seed())
+        return inputs + self.stddev * noise
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {**super().get_config(), "stddev": self.stddev, "seed": self.seed}
+        return {**super().get_config(), "stddev": self.stddev}
 
 
 def comparable(pair: Pair) -> Pair:

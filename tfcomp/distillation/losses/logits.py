@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfcomp.distillation.losses.arguments import weight
+from tfcomp.distillation.losses.randomness import RandomLayer
 from tfcomp.distillation.losses.response_loss import Pair, ResponseLoss
 from tfcomp.errors import TfcompError
 
@@ -132,10 +133,8 @@ class NoisyTeacher(LogitRegression):
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")
-class LogitNoise(keras.layers.Layer):
+class LogitNoise(RandomLayer):
     """(1+ξ)·z with ξ ~ N(0, σ²) for the samples that a coin of probability a chooses, else z.
-
-    Its random state is saved and restored with whatever holds it.
 
     Args:
         stddev: σ.
@@ -147,43 +146,20 @@ class LogitNoise(keras.layers.Layer):
     def __init__(
         self, stddev: float, probability: float, seed: int | None = None, **kwargs: Any
     ) -> None:
-        # Logits keep the type that they have, whatever policy is in force.
-        super().__init__(autocast=False, **{"dtype": "float32", **kwargs})
-        self.stddev, self.probability, self.seed = stddev, probability, seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
-        self.built = True
+        super().__init__(seed, **kwargs)
+        self.stddev, self.probability = stddev, probability
 
     def call(self, logits: Any) -> Any:
         """Noisy logits, of the shape of `logits`: (batch, ..., classes)."""
         shape = tf.shape(logits)
         coins = tf.concat([shape[:1], tf.ones_like(shape[1:])], axis=0)
-        chosen = tf.random.stateless_uniform(coins, self._next_seed()) < self.probability
-        noise = tf.random.stateless_normal(shape, self._next_seed(), dtype=logits.dtype)
+        chosen = tf.random.stateless_uniform(coins, self.next_seed()) < self.probability
+        noise = tf.random.stateless_normal(shape, self.next_seed(), dtype=logits.dtype)
         return logits * (1.0 + self.stddev * noise * tf.cast(chosen, logits.dtype))
-
-    def _next_seed(self) -> Any:
-        """A seed that no step and no replica has had."""
-        context = tf.distribute.get_replica_context()
-        replica = 0 if context is None else context.replica_id_in_sync_group
-        seed = tf.cast(self.seed_generator.next(), "int32")
-        return tf.random.experimental.stateless_fold_in(seed, tf.cast(replica, "int32"))
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """The shape of the logits."""
-        return input_shape
-
-    # Keras saves weights, among which it does not count the state of random numbers.
-    def save_own_variables(self, store: Any) -> None:
-        """Writes the random state."""
-        store["random_state"] = keras.ops.convert_to_numpy(self.seed_generator.state)
-
-    def load_own_variables(self, store: Any) -> None:
-        """Reads the random state."""
-        self.seed_generator.state.assign(store["random_state"])
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        own = {"stddev": self.stddev, "probability": self.probability, "seed": self.seed}
+        own = {"stddev": self.stddev, "probability": self.probability}
         return {**super().get_config(), **own}
 
 

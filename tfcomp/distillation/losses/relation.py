@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import keras
 
+from tfcomp.distillation.losses.arguments import choice, weight
 from tfcomp.distillation.losses.feature_loss import EmbeddingLoss
 from tfcomp.distillation.losses.regressor import make_regressor
 from tfcomp.errors import TfcompError
@@ -129,8 +130,8 @@ class CorrelationCongruence(EmbeddingLoss):
             raise TfcompError(f"`order` must be an integer of at least 1. Received: {order!r}.")
         self.gamma = float(gamma)
         self.order = order
-        self.instance_weight = _weight("instance_weight", instance_weight)
-        self.variant = choice(variant, Congruence)
+        self.instance_weight = weight("instance_weight", instance_weight)
+        self.variant = choice("variant", variant, Congruence)
 
     def build(self, teacher_shapes: Any, student_shapes: Any) -> None:
         """Makes the regressor, or RepDistiller's two embeddings."""
@@ -243,9 +244,9 @@ class RelationalKD(EmbeddingLoss):
         name: str | None = None,
     ) -> None:
         super().__init__(teacher_layer, student_layer, name)
-        self.distance_weight = _weight("distance_weight", distance_weight)
-        self.angle_weight = _weight("angle_weight", angle_weight)
-        self.variant = choice(variant, Variant)
+        self.distance_weight = weight("distance_weight", distance_weight)
+        self.angle_weight = weight("angle_weight", angle_weight)
+        self.variant = choice("variant", variant, Variant)
 
     def compute_loss(self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any) -> Any:
         """The scalar of the batch."""
@@ -322,7 +323,7 @@ class ProbabilisticKnowledgeTransfer(EmbeddingLoss):
         name: str | None = None,
     ) -> None:
         super().__init__(teacher_layer, student_layer, name)
-        self.variant = choice(variant, Variant)
+        self.variant = choice("variant", variant, Variant)
 
     def compute_loss(self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any) -> Any:
         """The scalar of the batch."""
@@ -436,25 +437,3 @@ def _huber(gap: Any) -> Any:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _weight(argument: str, value: Any) -> float:
-    if not (_is_number(value) and value >= 0):
-        raise TfcompError(f"`{argument}` must be a number of at least 0. Received: {value!r}.")
-    return float(value)
-
-
-def choice(variant: Any, choices: Any) -> Any:
-    """The variant if it is one of a `Literal`'s.
-
-    Raises:
-        TfcompError: If it is not; lists them.
-
-    Example:
-        >>> choice("paper", Variant)
-        'paper'
-    """
-    if variant not in get_args(choices):
-        listed = " or ".join(map(repr, get_args(choices)))
-        raise TfcompError(f"`variant` must be {listed}. Received: {variant!r}.")
-    return variant
