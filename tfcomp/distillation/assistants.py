@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -106,43 +105,8 @@ class AssistantChain(Course):
             raise TfcompError("There is no student yet: expected a call of fit before.")
         return self._student
 
-    def fit(
-        self,
-        x: Any = None,
-        y: Any = None,
-        *,
-        validation_data: Any = None,
-        directory: str | os.PathLike[str] | None = None,
-        seed: int | None = None,
-        data_key: str | None = None,
-        **kwargs: Any,
-    ) -> CourseReport:
-        """Gives all lessons that the directory does not have.
-
-        Args:
-            x: As in Keras: arrays, or a dataset of (x, y), the same in every lesson.
-            y: The labels, where x is arrays.
-            validation_data: What models are evaluated on; needed for the best path.
-            directory: Where finished lessons are kept.
-            seed: Each lesson starts from random numbers of its own that follow from it, so that
-                a run that was resumed ends as one that was not. It seeds Python, NumPy and
-                TensorFlow.
-            data_key: A name for the data, to be changed when they change. By default the data
-                are told apart by their content, for which a dataset is read twice; random
-                augmentation or endless data need a name. Only with a directory.
-            **kwargs: Further arguments of `keras.Model.fit`. Callbacks serve all lessons, and
-                their settings do not count among those that must be the same. With
-                `keras.callbacks.BackupAndRestore` a run goes on within a lesson, too.
-
-        Returns:
-            The lessons, the path and the metrics of every model on it.
-
-        Raises:
-            TfcompError: If the directory holds lessons that were given with anything else, or
-                the metric for the best path is not there.
-        """
-        training = self._training(x, y, validation_data, directory, seed, data_key, kwargs)
-        if self.path == "best" and validation_data is None:
+    def _give(self, training: Training) -> CourseReport:
+        if self.path == "best" and training.validation_data is None:
             raise TfcompError("The best path needs validation_data. Received: None.")
         lessons, chain = (self._search if self.path == "best" else self._follow)(training)
         self._student = chain[-1].model

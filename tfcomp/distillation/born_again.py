@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import keras
 
-from tfcomp.distillation.course import Course, CourseReport, score
+from tfcomp.distillation.course import Course, CourseReport, Training, score
 from tfcomp.distillation.ensemble import Ensemble
 from tfcomp.distillation.lesson import Lesson, Source, copy_model
 from tfcomp.distillation.losses import KnowledgeDistillation
@@ -107,44 +106,8 @@ class BornAgain(Course):
             return ensemble
         return keras.Model(ensemble.input, keras.layers.Softmax()(ensemble.output), name="ensemble")
 
-    def fit(
-        self,
-        x: Any = None,
-        y: Any = None,
-        *,
-        validation_data: Any = None,
-        directory: str | os.PathLike[str] | None = None,
-        seed: int | None = None,
-        data_key: str | None = None,
-        **kwargs: Any,
-    ) -> CourseReport:
-        """Trains all generations that the directory does not have.
-
-        Args:
-            x: As in Keras: arrays, or a dataset of (x, y), the same in every generation.
-            y: The labels, where x is arrays.
-            validation_data: What models are evaluated on; needed for `generations=None`.
-            directory: Where finished generations are kept.
-            seed: Each generation starts from random numbers of its own that follow from it, so
-                that a run that was resumed ends as one that was not. It seeds Python, NumPy and
-                TensorFlow.
-            data_key: A name for the data, to be changed when they change. By default the data
-                are told apart by their content, for which a dataset is read twice; random
-                augmentation or endless data need a name. Only with a directory.
-            **kwargs: Further arguments of `keras.Model.fit`. Callbacks serve all generations, and
-                their settings do not count among those that must be the same. With
-                `keras.callbacks.BackupAndRestore` a run goes on within a lesson, too.
-
-        Returns:
-            The lessons, the path and the metrics of every generation, and of the ensemble where
-            the teacher is a functional or Sequential classifier with one output.
-
-        Raises:
-            TfcompError: If the directory holds generations that were made with anything else,
-                or the metric that must improve is not there.
-        """
-        training = self._training(x, y, validation_data, directory, seed, data_key, kwargs)
-        if self.generation_count is None and validation_data is None:
+    def _give(self, training: Training) -> CourseReport:
+        if self.generation_count is None and training.validation_data is None:
             raise TfcompError("`generations=None` needs validation_data. Received: None.")
         self._lessons = []
         while not self._done():

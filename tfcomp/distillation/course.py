@@ -123,6 +123,50 @@ class Course:
             raise TfcompError("Expected a call of compile before fit, received none.")
         return self._compiled
 
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        *,
+        validation_data: Any = None,
+        directory: str | os.PathLike[str] | None = None,
+        seed: int | None = None,
+        data_key: str | None = None,
+        **kwargs: Any,
+    ) -> CourseReport:
+        """Gives all lessons that the directory does not have.
+
+        Args:
+            x: As in Keras: arrays, or a dataset of (x, y), the same in every lesson.
+            y: The labels, where x is arrays.
+            validation_data: What models are evaluated on; needed to choose by a metric:
+                for the best path, or for generations until they stop improving.
+            directory: Where finished lessons are kept.
+            seed: Each lesson starts from random numbers of its own that follow from it, so that
+                a run that was resumed ends as one that was not. It seeds Python, NumPy and
+                TensorFlow.
+            data_key: A name for the data, to be changed when they change. By default the data
+                are told apart by their content, for which a dataset is read twice; random
+                augmentation or endless data need a name. Only with a directory.
+            **kwargs: Further arguments of `keras.Model.fit`. Callbacks serve all lessons, and
+                their settings do not count among those that must be the same. With
+                `keras.callbacks.BackupAndRestore` a run goes on within a lesson, too.
+
+        Returns:
+            The lessons, the path, and the metrics of every model on it; for `BornAgain` those of
+            the ensemble too, where the teacher is a functional or Sequential classifier with
+            one output.
+
+        Raises:
+            TfcompError: If the directory holds lessons that were given with anything else, or
+                the metric to choose by is not there.
+        """
+        return self._give(self._training(x, y, validation_data, directory, seed, data_key, kwargs))
+
+    def _give(self, training: Training) -> CourseReport:
+        """All lessons of the course."""
+        raise NotImplementedError(f"{type(self).__name__} must define _give().")
+
     def _training(
         self,
         x: Any,

@@ -23,7 +23,7 @@ from tfcomp.distillation.inputs import (
 from tfcomp.distillation.losses.per_sample import shapes
 from tfcomp.distillation.losses.step import Step
 from tfcomp.distillation.precision import policy_of
-from tfcomp.distillation.terms import Term, check_weight, make_terms
+from tfcomp.distillation.terms import Term, check_weight, entry_weights, make_terms
 from tfcomp.errors import TfcompError
 from tfcomp.graph import is_graph_model
 
@@ -114,7 +114,7 @@ class Distiller(keras.Model):
             student=FeatureExtractor(student, _names(terms, "student"), "student"),
             terms=tuple(terms),
             losses=distillation_losses,
-            weights=_per_entry(distillation_losses, distillation_loss_weights),
+            weights=entry_weights(distillation_losses, distillation_loss_weights),
             share=Coefficient(_fraction(student_loss_weight), "student_loss_weight"),
             selection=LossSelection(term.name for term in terms),
         )
@@ -507,13 +507,6 @@ def _fraction(weight: Any) -> float:
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
         raise TfcompError(f"`student_loss_weight` must be in [0, 1]. Received: {weight!r}.")
     return float(weight)
-
-
-def _per_entry(losses: Any, weights: Any) -> list[float]:
-    count = len(losses) if isinstance(losses, (list, tuple)) else 1
-    if weights is None:
-        return [1.0] * count
-    return [weights] if isinstance(weights, (int, float)) else list(weights)
 
 
 def _labelled_weight(labelled: Any, sample_weight: Any) -> Any:

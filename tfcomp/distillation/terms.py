@@ -197,9 +197,7 @@ def make_terms(losses: Any, weights: Any, student: keras.Model) -> list[Term]:
         One term for each loss on its own output, with unique names.
     """
     entries = list(losses) if isinstance(losses, (list, tuple)) else [losses]
-    if weights is None:
-        weights = [1.0] * len(entries)
-    weights = [weights] if isinstance(weights, (int, float)) else list(weights)
+    weights = entry_weights(losses, weights)
     if not entries or len(weights) != len(entries):
         raise TfcompError(
             "There must be at least one distillation loss, and one weight for each: expected "
@@ -220,6 +218,13 @@ def make_terms(losses: Any, weights: Any, student: keras.Model) -> list[Term]:
     if not terms:
         raise TfcompError("All distillation losses are None: expected at least one loss.")
     return terms
+
+
+def entry_weights(losses: Any, weights: Any) -> list[Any]:
+    """The caller's weights as a list: one for each entry of `losses`, 1.0 by default."""
+    if weights is None:
+        return [1.0] * (len(losses) if isinstance(losses, (list, tuple)) else 1)
+    return [weights] if isinstance(weights, (int, float)) else list(weights)
 
 
 def check_weight(weight: Any) -> float:
