@@ -134,8 +134,8 @@ def test_attention_has_finite_gradients_at_zero(variant: str, student: float) ->
     [
         ({"p": 0.5}, "≥ 1"),
         ({"p": True}, "≥ 1"),
-        ({"mapping": "mean"}, "one of 'sum'"),
-        ({"variant": "book"}, "one of 'paper'"),
+        ({"mapping": "mean"}, "must be 'sum'"),
+        ({"variant": "book"}, "must be 'paper'"),
         ({"mapping": "sum", "p": 3}, "no power"),
     ],
 )

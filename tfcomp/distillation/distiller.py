@@ -15,7 +15,6 @@ from tfcomp.distillation.extractor import FeatureExtractor, Features
 from tfcomp.distillation.inputs import (
     DistillationInputs,
     fit_size,
-    image_size,
     is_absent,
     unpack,
     watched,
@@ -23,9 +22,9 @@ from tfcomp.distillation.inputs import (
 from tfcomp.distillation.losses.per_sample import shapes
 from tfcomp.distillation.losses.step import Step
 from tfcomp.distillation.precision import policy_of
+from tfcomp.distillation.setup import Setup, check_models, fraction
 from tfcomp.distillation.terms import Term, check_weight, entry_weights, make_terms
 from tfcomp.errors import TfcompError
-from tfcomp.graph import is_graph_model
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")
@@ -99,7 +98,7 @@ class Distiller(keras.Model):
         name: str = "distiller",
         **kwargs: Any,
     ) -> None:
-        _check_models(teacher, student)
+        check_models(teacher, student)
         terms = make_terms(distillation_losses, distillation_loss_weights, student)
         # Mixed precision is the student's affair, whatever the global policy now is.
         kwargs.setdefault("dtype", policy_of([student]))
@@ -107,7 +106,7 @@ class Distiller(keras.Model):
         self.student = student
         for term in terms:
             term.resolve(teacher, student)
-        self._setup = _Setup(
+        self._setup = Setup(
             teacher=None
             if teacher is None
             else FeatureExtractor(teacher, _names(terms, "teacher"), "teacher"),
@@ -115,7 +114,7 @@ class Distiller(keras.Model):
             terms=tuple(terms),
             losses=distillation_losses,
             weights=entry_weights(distillation_losses, distillation_loss_weights),
-            share=Coefficient(_fraction(student_loss_weight), "student_loss_weight"),
+            share=Coefficient(fraction(student_loss_weight), "student_loss_weight"),
             selection=LossSelection(term.name for term in terms),
         )
         for term in terms:
@@ -154,7 +153,7 @@ class Distiller(keras.Model):
 
     @student_loss_weight.setter
     def student_loss_weight(self, weight: float) -> None:
-        weight = _fraction(weight)
+        weight = fraction(weight)
         compiled = getattr(self, "compiled", False)
         if weight > 0 and ((compiled and self.loss is None) or self._setup.unlabelled):
             raise TfcompError(
@@ -461,37 +460,6 @@ class StepLosses:
     distilled: Any
 
 
-@dataclasses.dataclass(eq=False)
-class _Setup:
-    """What a distiller works with. Keras does not look into it, so it tracks none of it: the
-    teacher's weights are not the distiller's, nor are the extractors saved beside the models.
-    """
-
-    teacher: FeatureExtractor | None
-    student: FeatureExtractor
-    terms: tuple[Term, ...]
-    losses: Any
-    weights: list[float]
-    share: Coefficient
-    selection: LossSelection
-    # Whether a step without labels has been traced, which cannot be given a share later.
-    unlabelled: bool = False
-
-    def __post_init__(self) -> None:
-        models = [None if one is None else one.model for one in (self.teacher, self.student)]
-        of_teacher, of_student = (image_size(model) for model in models)
-        differ = None not in (of_teacher, of_student) and of_teacher != of_student
-        self.teacher_size = of_teacher if differ else None
-        self.student_size = of_student if differ else None
-
-    def entry_weights(self) -> list[float]:
-        """The weights now in force, as the caller gave them: one for each entry."""
-        weights = list(self.weights)
-        for term in self.terms:
-            weights[term.entry] = term.weight.number
-        return weights
-
-
 def _names(terms: list[Term], role: str) -> list[str]:
     """The layers that the terms want of one model."""
     wanted = [getattr(term, f"{role}_layers") for term in terms]
@@ -501,12 +469,6 @@ def _names(terms: list[Term], role: str) -> list[str]:
 def _replicas() -> int:
     replicas: int = tf.distribute.get_strategy().num_replicas_in_sync
     return replicas
-
-
-def _fraction(weight: Any) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
-        raise TfcompError(f"`student_loss_weight` must be in [0, 1]. Received: {weight!r}.")
-    return float(weight)
 
 
 def _labelled_weight(labelled: Any, sample_weight: Any) -> Any:
@@ -520,41 +482,3 @@ def _labelled_weight(labelled: Any, sample_weight: Any) -> Any:
         lambda w: keras.ops.cast(keras.ops.reshape(w, (-1,)), labelled.dtype) * labelled,
         sample_weight,
     )
-
-
-def _check_models(teacher: Any, student: Any) -> None:
-    for model, role in [(student, "student"), (teacher, "teacher")]:
-        if model is None and role == "teacher":
-            continue
-        if not isinstance(model, keras.Model):
-            raise TfcompError(f"The {role} must be a keras.Model. Received: {model!r}.")
-        if not model.built:
-            raise TfcompError(
-                f"The {role} {model.name!r} has no weights yet: expected a built model, received "
-                "an unbuilt one. Start it with keras.Input(shape), or call it on a batch."
-            )
-    if teacher is student:
-        raise TfcompError(
-            f"Teacher and student must be two models. Received: {student.name!r} as both. Copy it "
-            "with keras.models.clone_model."
-        )
-    if teacher is not None and is_graph_model(teacher) and is_graph_model(student):
-        _check_inputs(teacher, student)
-
-
-def _check_inputs(teacher: keras.Model, student: keras.Model) -> None:
-    expected, received = shapes(list(teacher.inputs)), shapes(list(student.inputs))
-    if image_size(teacher) is not None and image_size(student) is not None:
-        # Images are resized, hence only their channels must agree.
-        expected, received = ({k: v[3:] for k, v in one.items()} for one in (expected, received))
-    same = list(expected) == list(received) and all(
-        len(a) == len(b) and all(m == n or None in (m, n) for m, n in zip(a, b, strict=True))
-        for a, b in zip(expected.values(), received.values(), strict=True)
-    )
-    if not same:
-        raise TfcompError(
-            f"Teacher and student must take the same inputs: expected "
-            f"{list(shapes(list(teacher.inputs)).values())} as the teacher's, received "
-            f"{list(shapes(list(student.inputs)).values())} from the student. Images may differ "
-            "in size alone; put a layer in front of one of them."
-        )
