@@ -116,9 +116,10 @@ class TemperatureSchedule(_Scheduled):
     def _check(self) -> None:
         super()._check()
         if not self._losses():
+            whose = "No loss has" if self.loss is None else f"Loss {self.loss!r} does not have"
             raise TfcompError(
-                "No loss has a temperature: expected KnowledgeDistillation or another with one, "
-                f"received {', '.join(self.model.loss_names)}."
+                f"{whose} a temperature: expected KnowledgeDistillation or another with one, "
+                f"received {self.loss or ', '.join(self.model.loss_names)}."
             )
 
     def _assign(self, value: float) -> None:

@@ -22,8 +22,13 @@ LAYERS = [
     {"recipes"},
     {"cli"},
 ]
-# conversion exports what quantization made; profiling shows what conversion's audit read.
-BUILT_ON = {("conversion", "quantization"), ("profiling", "conversion")}
+# conversion exports what quantization made; profiling shows what conversion's audit read; pruning
+# to a latency measures files.
+BUILT_ON = {
+    ("conversion", "quantization"),
+    ("profiling", "conversion"),
+    ("pruning", "conversion"),
+}
 
 
 def room(path: pathlib.Path) -> str:

@@ -207,7 +207,7 @@ def test_what_cannot_be_scheduled_is_refused():
         fit(distiller, LossWeightSchedule(lambda _: 2.0))
     with pytest.raises(TfcompError, match="≥ 0"):
         fit(distiller, LossWeightSchedule(lambda _: -1.0, "fitnets_hint"))
-    with pytest.raises(TfcompError, match="No loss has a temperature"):
+    with pytest.raises(TfcompError, match="'fitnets_hint' does not have a temperature"):
         fit(distiller, TemperatureSchedule(lambda _: 1.0, "fitnets_hint"))
     with pytest.raises(TfcompError, match="whole number ≥ 1"):
         DistillationStage("fitnets_hint", epochs=0)

@@ -1,12 +1,16 @@
 """Fewer weights: pruned to zero by schedule and mask, or channels removed physically."""
 
+from tfcomp.pruning.budget import Budget
 from tfcomp.pruning.criteria import Criterion, L1Norm, L2Norm, Random
 from tfcomp.pruning.masks import Masked, keep_mask, keep_masks, pruned_count
 from tfcomp.pruning.schedules import ConstantSparsity, CosineDecay, PolynomialDecay, Schedule
-from tfcomp.pruning.shrink import LayerChannels, ShrinkReport, shrink
+from tfcomp.pruning.sensitivity import Sensitivity, sensitivity
+from tfcomp.pruning.shrink import LayerChannels, ShrinkReport, Spending, shrink
 from tfcomp.pruning.sparsity import Kernel, KernelSparsity, find_kernels
+from tfcomp.pruning.weight_criteria import Magnitude, WeightCriterion
 
 __all__ = [
+    "Budget",
     "ConstantSparsity",
     "CosineDecay",
     "Criterion",
@@ -15,14 +19,19 @@ __all__ = [
     "L1Norm",
     "L2Norm",
     "LayerChannels",
+    "Magnitude",
     "Masked",
     "PolynomialDecay",
     "Random",
     "Schedule",
+    "Sensitivity",
     "ShrinkReport",
+    "Spending",
+    "WeightCriterion",
     "find_kernels",
     "keep_mask",
     "keep_masks",
     "pruned_count",
+    "sensitivity",
     "shrink",
 ]

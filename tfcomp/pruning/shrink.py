@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -16,10 +16,12 @@ from tfcomp.errors import TfcompError
 from tfcomp.graph import (
     FIXED,
     Dependencies,
+    Group,
     dependencies,
     remove_units,
     removed_channels,
 )
+from tfcomp.pruning.budget import Budget
 from tfcomp.pruning.criteria import Criterion, L1Norm, L2Norm, Random, Scores
 
 CRITERIA: dict[str, type[Criterion]] = {"l1": L1Norm, "l2": L2Norm, "random": Random}
@@ -39,11 +41,36 @@ class LayerChannels:
 
 
 @dataclasses.dataclass(frozen=True)
+class Spending:
+    """A budget, and what came of it.
+
+    Attributes:
+        kind: "macs", "parameters", "file_bytes" or "latency_ms".
+        limit: The most that was allowed, in the unit of `kind`.
+        before: What the model cost.
+        after: What the smaller one costs, at most `limit`.
+    """
+
+    kind: str
+    limit: float
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        numbers = (f"{n:,.4g}" if n < 1000 else f"{n:,.0f}" for n in self._numbers())
+        return "{}: {} -> {}, at most {}".format(self.kind, *numbers)
+
+    def _numbers(self) -> tuple[float, float, float]:
+        return self.before, self.after, self.limit
+
+
+@dataclasses.dataclass(frozen=True)
 class ShrinkReport:
     """What was asked of `shrink` and what came of it.
 
     Attributes:
-        asked: The fraction of channels that was to be removed.
+        asked: The fraction of channels that was to be removed; with a budget, the smallest that
+            keeps to it; with a ratio for each layer, that fraction over all.
         prunable: Channels that could be removed; those coupled with each other count once.
         removed: Channels that were removed, counted the same way.
         scope: "local" or "global".
@@ -53,6 +80,7 @@ class ShrinkReport:
         skipped: For each layer that was left alone, or in part, the reason.
         parameters_before: Number of weights, BatchNormalization statistics included.
         parameters_after: The same of the smaller model.
+        budget: What was allowed and what is spent; None where a ratio was asked for.
     """
 
     asked: float
@@ -65,6 +93,7 @@ class ShrinkReport:
     skipped: dict[str, str]
     parameters_before: int
     parameters_after: int
+    budget: Spending | None = None
 
     @property
     def got(self) -> float:
@@ -82,6 +111,7 @@ class ShrinkReport:
             f"{self.asked:.1%} ({self.criterion}, {self.scope}"
             + (f", rounded to {self.round_to})" if self.round_to else ")"),
             f"Parameters: {self.parameters_before:,} -> {self.parameters_after:,}",
+            *([f"Budget: {self.budget}"] if self.budget else []),
         ]
         width = max(
             (len(name) for name in [*(x.name for x in self.layers), *self.skipped]), default=0
@@ -97,11 +127,13 @@ class ShrinkReport:
 
 def shrink(
     model: keras.Model,
-    ratio: float = 0.5,
+    ratio: float | Mapping[str, float] | None = None,
     criterion: str | Criterion = "l1",
     scope: str = "local",
     round_to: int | None = None,
     spare: Iterable[str] = (),
+    *,
+    budget: Budget | None = None,
 ) -> tuple[keras.Model, ShrinkReport]:
     """Removes channels of the lowest importance, with all that depends on them.
 
@@ -118,19 +150,23 @@ def shrink(
     Args:
         model: A built functional or Sequential model.
         ratio: Fraction of channels to be removed, in [0, 1), 0.5 by default; coupled channels
-            count once.
+            count once. Or a fraction for each of some layers, by name, with scope="local": the
+            others keep all, and of coupled layers the smallest counts.
         criterion: A `Criterion`, or "l1" (the default), "l2" or "random".
         scope: "local" (the default) removes the same fraction everywhere; "global" compares
             channels of all layers.
         round_to: Each layer keeps a multiple of so many channels (or all that it has), by
             removing fewer. None (the default) does not round.
         spare: Names of layers whose output channels are to stay.
+        budget: In place of `ratio`: as few channels are removed as keep to it, found by halving
+            the range of ratios.
 
     Returns:
         The smaller model, uncompiled, and a report of what was removed, and what not and why.
 
     Raises:
-        TfcompError: If an argument is out of range, or nothing of the model can be removed.
+        TfcompError: If an argument is out of range, nothing of the model can be removed, or no
+            ratio keeps to the budget.
         UnsupportedModelError: If the model is subclassed, unbuilt or no model.
 
     Example:
@@ -147,23 +183,30 @@ def shrink(
 
     Li et al. 2016, "Pruning Filters for Efficient ConvNets", arXiv:1608.08710.
     """
-    _check_ratio(ratio)
     _check_round_to(round_to)
     if scope not in SCOPES:
         raise TfcompError(_unknown("scope", scope, SCOPES))
     judge = _criterion(criterion)
     found = dependencies(model, spare)
+    ratio = _checked_ratio(ratio, budget, scope, found)
     if ratio and not found.n_units:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in found.skipped.items())
         raise TfcompError(
             f"No channel of {model.name!r} can be removed ({reasons or 'it has no layers'}). "
             "Leave this step out, or use another model."
         )
-    importance = _importance(found, judge)
-    removed = select(found, importance, ratio, scope, round_to, judge.comparable)
+    importance = importances(found, judge)
+
+    def chosen(ratio: float | Mapping[str, float]) -> list[int]:
+        return select(found, importance, ratio, scope, round_to, judge.comparable)
+
+    spending = None
+    if budget is not None:
+        ratio, spending = _spend(budget, model, found, chosen)
+    removed = chosen(ratio)
     small = remove_units(found, removed)
     report = ShrinkReport(
-        asked=float(ratio),
+        asked=_fraction(ratio, found),
         prunable=found.n_units,
         removed=len(removed),
         scope=scope,
@@ -173,14 +216,45 @@ def shrink(
         skipped=dict(found.skipped),
         parameters_before=model.count_params(),
         parameters_after=small.count_params(),
+        budget=spending,
     )
     return small, report
+
+
+def _spend(
+    budget: Budget,
+    model: keras.Model,
+    found: Dependencies,
+    chosen: Callable[[float], list[int]],
+) -> tuple[float, Spending]:
+    """The smallest ratio whose model keeps to the budget, by bisection over counts of units."""
+    before = budget.cost(model)
+    limit = budget.allowance(before)
+    costs: dict[tuple[int, ...], float] = {(): before}
+
+    def cost(count: int) -> float:
+        removed = tuple(chosen(count / found.n_units))
+        if removed not in costs:
+            costs[removed] = budget.cost(remove_units(found, removed))
+        return costs[removed]
+
+    low, high = -1, found.n_units - 1
+    if cost(high) > limit:
+        raise TfcompError(
+            f"{model.name!r} cannot be shrunk to {budget.describe()}: expected {budget.kind} of "
+            f"at most {limit:,.10g}, received {cost(high):,.10g} with all removed that can be. "
+            "Allow more, or spare less."
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if cost(middle) <= limit else (middle, high)
+    return high / found.n_units, Spending(budget.kind, limit, before, cost(high))
 
 
 def select(
     found: Dependencies,
     importance: Scores,
-    ratio: float,
+    ratio: float | Mapping[str, float],
     scope: str = "local",
     round_to: int | None = None,
     comparable: bool = False,
@@ -190,7 +264,7 @@ def select(
     Args:
         found: The dependencies of a model.
         importance: Importance of each unit, shape [n_units].
-        ratio: Fraction of the units to be removed, in [0, 1).
+        ratio: Fraction of the units to be removed, in [0, 1); or fractions by layer.
         scope: "local" takes the fraction of each group, "global" of all.
         round_to: Multiple that each layer's remaining channels are brought up to.
         comparable: Whether "global" may compare units of different groups as they are.
@@ -199,6 +273,7 @@ def select(
         Numbers of units; every layer keeps at least one channel.
     """
     pools = [group.units for group in found.groups]
+    ratios = [_ratio_of(group, ratio) for group in found.groups]
     if scope == "global":
         if not comparable:
             importance = _relative(importance, pools)
@@ -206,9 +281,9 @@ def select(
     gone = np.zeros(found.n_units + 1, dtype=np.bool_)
     members = _members(found)
     left = np.array([len(producer.units) for producer in found.producers.values()])
-    for pool in pools:
+    for pool, share in zip(pools, ratios, strict=False):
         # A hair more than the product, since 0.29 * 100 is less than 29 in binary.
-        wanted = math.floor(ratio * len(pool) + 1e-9)
+        wanted = math.floor(share * len(pool) + 1e-9)
         for unit in pool[np.argsort(importance[pool], kind="stable")].tolist():
             layers, counts = members[unit]
             if wanted and (left[layers] > counts).all():
@@ -218,6 +293,18 @@ def select(
     if round_to:
         _restore(found, importance, gone, round_to)
     return np.flatnonzero(gone).tolist()
+
+
+def _ratio_of(group: Group, ratio: float | Mapping[str, float]) -> float:
+    if not isinstance(ratio, Mapping):
+        return ratio
+    return min((ratio[name] for name in group.layers if name in ratio), default=0.0)
+
+
+def _fraction(ratio: float | Mapping[str, float], found: Dependencies) -> float:
+    """A ratio for each layer as one over all units."""
+    asked = sum(_ratio_of(group, ratio) * len(group.units) for group in found.groups)
+    return float(ratio) if not isinstance(ratio, Mapping) else asked / max(found.n_units, 1)
 
 
 def _members(found: Dependencies) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
@@ -256,7 +343,12 @@ def _relative(importance: Scores, pools: list[npt.NDArray[np.int64]]) -> Scores:
     return relative
 
 
-def _importance(found: Dependencies, criterion: Criterion) -> Scores:
+def importances(found: Dependencies, criterion: Criterion) -> Scores:
+    """The importance of each unit, shape [n_units]: the sum of its channels' scores.
+
+    Raises:
+        TfcompError: If the criterion does not give a finite score for each channel.
+    """
     scores = criterion.scores(found)
     importance = np.zeros(found.n_units + 1)
     for name, producer in found.producers.items():
@@ -303,10 +395,41 @@ def _unknown(argument: str, value: object, known: tuple[str, ...], also: str = "
     return f"`{argument}` must be {also}one of {names}. Received: {argument}={value!r}.{hint}"
 
 
-def _check_ratio(ratio: float) -> None:
+def _checked_ratio(
+    ratio: float | Mapping[str, float] | None,
+    budget: Budget | None,
+    scope: str,
+    found: Dependencies,
+) -> float | Mapping[str, float]:
+    if budget is not None:
+        if ratio is not None or not isinstance(budget, Budget):
+            raise TfcompError(
+                "`budget` must be a tfcomp.pruning.Budget, and takes the place of `ratio`. "
+                f"Received: budget={budget!r}, ratio={ratio!r}."
+            )
+        return 0.5
+    if ratio is None:
+        return 0.5
+    if not isinstance(ratio, Mapping):
+        return _check_ratio(ratio)
+    if scope != "local":
+        raise TfcompError(f'A ratio for each layer needs scope="local". Received: scope={scope!r}.')
+    ratios = {name: _check_ratio(value) for key, value in ratio.items() for name in _layers(key)}
+    for name in ratios:
+        if name not in found.producers:
+            raise TfcompError(_unknown("ratio", name, tuple(found.producers)))
+    return ratios
+
+
+def _layers(key: str) -> list[str]:
+    """The names in a key of `Sensitivity.ratios`, which joins those of coupled layers."""
+    return str(key).split(" + ")
+
+
+def _check_ratio(ratio: Any) -> float:
     is_number = isinstance(ratio, (int, float, np.floating)) and not isinstance(ratio, bool)
     if is_number and 0 <= ratio < 1:
-        return
+        return float(ratio)
     hint = f" Did you mean {ratio / 100:g}?" if is_number and 1 < ratio < 100 else ""
     raise TfcompError(
         "`ratio` must be the fraction of channels to be removed, a number in [0, 1). "

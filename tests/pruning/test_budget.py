@@ -1,0 +1,141 @@
+"""shrink to a budget: kept, and not by more than it takes."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from tfcomp.conversion import convert
+from tfcomp.errors import TfcompError
+from tfcomp.graph import dependencies, remove_units
+from tfcomp.pruning import Budget, L1Norm, Random, shrink
+from tfcomp.pruning.shrink import importances, select
+
+
+def network(width=12):
+    x = keras.Input((8, 8, 3))
+    a = layers.Conv2D(width, 3, padding="same", name="a")(x)
+    b = layers.Conv2D(width, 3, padding="same", activation="relu", name="b")(a)
+    c = layers.Conv2D(2 * width, 3, name="c")(layers.Add()([a, b]))
+    return keras.Model(x, layers.Dense(5, name="y")(layers.GlobalAveragePooling2D()(c)), name="m")
+
+
+def macs_by_hand(model):
+    """Of the network above: positions of the output times kernel entries."""
+    positions = {"a": 64, "b": 64, "c": 36, "y": 1}
+    return sum(
+        positions[layer.name] * int(np.prod(layer.kernel.shape))
+        for layer in model.layers
+        if layer.name in positions
+    )
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize(
+    ("budget", "cost"),
+    [
+        (Budget(macs=0.5), macs_by_hand),
+        (Budget(parameters=0.3), keras.Model.count_params),
+        (Budget(macs=60_000), macs_by_hand),
+    ],
+)
+def test_no_fewer_removals_would_do(budget, cost, scope):
+    model = network()
+    small, report = shrink(model, scope=scope, budget=budget)
+    limit = budget.limit * cost(model) if budget.relative else budget.limit
+    assert cost(small) <= limit
+    assert report.budget.before == cost(model)
+    assert report.budget.after == cost(small)
+    assert report.budget.limit == limit
+    found = dependencies(model)
+    importance = importances(found, L1Norm())
+    less = select(found, importance, report.asked - 1 / found.n_units, scope)
+    assert len(less) < report.removed
+    assert cost(remove_units(found, less)) > limit
+    again, _ = shrink(model, ratio=report.asked, scope=scope)
+    assert again.count_params() == small.count_params()
+    assert "budget" in report.to_dict()
+    assert f"at most {limit:,.0f}" in str(report)
+
+
+def test_a_model_within_its_budget_stays_whole():
+    model = network(4)
+    small, report = shrink(model, budget=Budget(parameters=model.count_params()))
+    assert report.removed == 0
+    assert small.count_params() == model.count_params()
+
+
+def test_bytes_are_those_of_the_file(tmp_path):
+    model = network()
+    small, report = shrink(model, budget=Budget(file_bytes=0.6, dtype="float16"), round_to=4)
+    path = tmp_path / "small.tflite"
+    convert(small, path, dtype="float16")
+    assert path.stat().st_size == report.budget.after <= 0.6 * report.budget.before
+    assert all(layer.after % 4 == 0 for layer in report.layers if layer.name != "y")
+
+
+def test_latency_is_measured_on_files(monkeypatch):
+    # A clock that goes by the number of parameters: the search is tested, not this machine.
+    asked = []
+
+    def cost(budget, model):
+        asked.append(model.count_params())
+        return model.count_params() / 1000
+
+    monkeypatch.setattr(Budget, "cost", cost)
+    small, report = shrink(network(), budget=Budget(latency_ms=2.0))
+    assert small.count_params() <= 2000
+    assert report.budget.kind == "latency_ms"
+    assert len(asked) == len(set(asked)) < 12
+
+
+def test_latency_of_a_file_is_a_time():
+    assert 0 < Budget(latency_ms=1.0).cost(network(2)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "exactly one"),
+        ({"macs": 0.5, "parameters": 0.5}, "Received: macs, parameters"),
+        ({"macs": 0}, "above 0"),
+        ({"latency_ms": float("nan")}, "above 0"),
+        ({"file_bytes": "small"}, "above 0"),
+        ({"parameters": True}, "above 0"),
+    ],
+)
+def test_bad_budgets_are_told_in_one_line(arguments, words):
+    with pytest.raises(TfcompError, match=words) as error:
+        Budget(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_what_cannot_be_honoured_is_refused():
+    model = network()
+    with pytest.raises(TfcompError, match="cannot be shrunk to at most 10 parameters"):
+        shrink(model, budget=Budget(parameters=10))
+    with pytest.raises(TfcompError, match="takes the place of `ratio`"):
+        shrink(model, 0.5, budget=Budget(macs=0.5))
+    with pytest.raises(TfcompError, match=r"must be a tfcomp\.pruning\.Budget"):
+        shrink(model, budget=0.5)
+    x = keras.Input((4,))
+    odd = keras.Model(x, layers.Dense(2)(keras.ops.cumsum(layers.Dense(8)(x), axis=0)))
+    with pytest.raises(TfcompError):
+        shrink(odd, budget=Budget(macs=0.5))
+
+
+def test_a_ratio_for_each_layer():
+    model = network()
+    small, report = shrink(model, {"a": 0.5, "b": 0.25, "c": 0.5}, criterion=Random())
+    widths = {layer.name: layer.after for layer in report.layers}
+    # a and b are added up: the smaller of their ratios counts.
+    assert widths == {"a": 9, "b": 9, "c": 12, "y": 5}
+    assert report.asked == pytest.approx((0.25 * 12 + 0.5 * 24) / 36)
+    assert shrink(model, {"a + b": 0.25, "c": 0.5}, criterion=Random())[1] == report
+    with pytest.raises(TfcompError, match="Did you mean 'c'"):
+        shrink(model, {"cc": 0.5})
+    with pytest.raises(TfcompError, match='needs scope="local"'):
+        shrink(model, {"c": 0.5}, scope="global")
+    with pytest.raises(TfcompError, match=r"Did you mean 0\.5"):
+        shrink(model, {"c": 50})
+    assert small.count_params() < model.count_params()
