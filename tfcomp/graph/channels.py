@@ -10,6 +10,7 @@ What a model looks like then no longer matters: any topology comes down to ids.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -35,7 +36,7 @@ class Flow:
 
 @dataclasses.dataclass(frozen=True)
 class AxisKey:
-    """An axis of a weight: `AxisKey("conv1", "kernel", 3)`."""
+    """An axis of a weight: `AxisKey("conv1", "kernel", 3)`, `AxisKey("lstm", "cell.kernel", 1)`."""
 
     layer: str
     weight: str
@@ -44,7 +45,10 @@ class AxisKey:
 
 @dataclasses.dataclass(frozen=True)
 class SizeKey:
-    """An entry of a configuration that counts channels; `index` where it is a list of numbers."""
+    """An entry of a configuration that counts channels; `index` where it is a list of numbers.
+
+    Dots lead into the configuration of a wrapped layer: `"layer.config.units"`.
+    """
 
     layer: str
     entry: str
@@ -63,6 +67,12 @@ class Walk:
         self.flows: dict[Tensor, Flow] = {}
         self.bound: dict[AxisKey | SizeKey, Ids] = {}
         self.created: dict[str, AxisKey] = {}
+        # Where the axis has the channels several times over, once for each gate.
+        self.gates: dict[str, int] = {}
+        # For each call of x[...] that slices channels: which entry, and the ids before its ends.
+        self.bounds: dict[Node, tuple[int, Ids, Ids]] = {}
+        # Pieces of tensors that must not become empty.
+        self.parts: list[tuple[Ids, str]] = []
         self.frozen: list[tuple[Ids, str]] = []
         self.barred: dict[str, str] = {}
         self._parents: list[int] = []
@@ -101,12 +111,24 @@ class Walk:
         """Ties a weight axis to ids; a second call of a shared layer unites its own with them."""
         return self.unite(self.bound.setdefault(key, ids), ids)
 
+    def channels(self, name: str) -> Ids:
+        """The ids of the channels that a layer creates, each position once."""
+        ids = self.bound[self.created[name]]
+        return ids[: len(ids) // self.gates.get(name, 1)]
+
 
 class Call:
-    """One call as a handler sees it: what comes in, and what it reads, creates and passes on."""
+    """One call as a handler sees it: what comes in, and what it reads, creates and passes on.
 
-    def __init__(self, walk: Walk, node: Node) -> None:
-        self.walk, self.node, self.op = walk, node, node.op
+    A wrapper passes on itself for the layer within, found as its attribute `within` and written
+    to the entry `entry` of its configuration.
+    """
+
+    def __init__(self, walk: Walk, node: Node, within: str = "", entry: str = "") -> None:
+        self.walk, self.node = walk, node
+        self.op = getattr(node.op, within) if within else node.op
+        self._weights = f"{within}." if within else ""
+        self._entries = f"{entry}.config." if entry else ""
 
     @property
     def flows(self) -> list[Flow | None]:
@@ -155,27 +177,31 @@ class Call:
 
     def reads(self, weight: str, axis: int, ids: Ids | None) -> Ids:
         """Says that position i of a weight's axis belongs to ids[i]; None where nothing is cut."""
-        shape = getattr(self.op, weight).shape
+        shape = weight_of(self.op, weight).shape
         axis %= len(shape)
         if ids is None:
             ids = self.frozen(shape[axis])
         if len(ids) != shape[axis]:
             raise Barrier(f"has {shape[axis]} entries in its {weight} for {len(ids)} channels")
-        return self.walk.bind(AxisKey(self.node.name, weight, axis), ids)
+        return self.walk.bind(self.key(weight, axis), ids)
+
+    def key(self, weight: str, axis: int) -> AxisKey:
+        """The key of a weight's axis, counted from the front."""
+        return AxisKey(self.node.name, self._weights + weight, axis)
 
     def counts(self, entry: str, ids: Ids, index: int | None = None) -> Ids:
         """Says that an entry of the configuration is the number of `ids`."""
-        return self.walk.bind(SizeKey(self.node.name, entry, index), ids)
+        return self.walk.bind(SizeKey(self.node.name, self._entries + entry, index), ids)
 
     def creates(self, entry: str, kernel: str, axis: int, output_axis: int) -> Flow:
         """Says that the layer makes new channels, along `axis` of its kernel and its bias."""
-        shape = getattr(self.op, kernel).shape
-        key = AxisKey(self.node.name, kernel, axis % len(shape))
+        shape = weight_of(self.op, kernel).shape
+        key = self.key(kernel, axis % len(shape))
         ids = self.walk.bound.get(key)
         if ids is None:
             ids = self.walk.fresh(shape[axis])
         self.reads(kernel, axis, ids)
-        if self.op.bias is not None:
+        if getattr(self.op, "bias", None) is not None:
             self.reads("bias", 0, ids)
         self.walk.created[self.node.name] = key
         return Flow(output_axis, self.counts(entry, ids))
@@ -189,7 +215,13 @@ class Call:
                     yield tuple(item.shape) if hasattr(item, "shape") else np.shape(item)
 
 
-Handler = Callable[[Call], Flow | None]
+def weight_of(layer: Any, weight: str) -> Any:
+    """A weight by its name as an attribute; dots lead into layers within."""
+    return operator.attrgetter(weight)(layer)
+
+
+Flows = Flow | None | tuple[Flow | None, ...]
+Handler = Callable[[Call], Flows]
 H = TypeVar("H", bound=Handler)
 
 _HANDLERS: dict[type | str, Handler] = {}

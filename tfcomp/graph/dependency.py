@@ -12,7 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from tfcomp.errors import TfcompError
-from tfcomp.graph.channels import AxisKey, Barrier, Call, Flow, Ids, SizeKey, Walk, handler_of
+from tfcomp.graph import families_attention, families_recurrent, families_slices  # noqa: F401
+from tfcomp.graph.channels import (
+    AxisKey,
+    Barrier,
+    Call,
+    Flow,
+    Ids,
+    SizeKey,
+    Walk,
+    handler_of,
+    weight_of,
+)
 from tfcomp.graph.families import barrier_reason, is_elementwise
 from tfcomp.graph.trace import Graph, Node, trace
 
@@ -34,17 +45,23 @@ class Producer:
         layer: The caller's own layer.
         units: For each of its output channels the unit that it belongs to, or `FIXED`.
         kernel: Where its kernel has the output channels.
+        gates: How many times over that axis has the channels: 4 in an LSTM.
+
+    The channels of MultiHeadAttention are its heads, which are not an axis of its output.
     """
 
     name: str
     layer: keras.layers.Layer
     units: Units
     kernel: AxisKey
+    gates: int = 1
 
     def filters(self) -> npt.NDArray[np.float32]:
         """The kernel as a matrix, [channels, weights of one filter], bias not included."""
-        kernel = keras.ops.convert_to_numpy(getattr(self.layer, self.kernel.weight))
-        return np.moveaxis(kernel, self.kernel.axis, 0).reshape(len(self.units), -1)
+        kernel = keras.ops.convert_to_numpy(weight_of(self.layer, self.kernel.weight))
+        rows = np.moveaxis(kernel, self.kernel.axis, 0)
+        by_gate = rows.reshape(self.gates, len(self.units), -1)
+        return np.moveaxis(by_gate, 0, 1).reshape(len(self.units), -1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,6 +94,8 @@ class Dependencies:
             one that reads a flattened map repeats each unit for each position.
         sizes: The same for the entries of configurations that count channels.
         skipped: For each layer that is left alone, or in part, the reason.
+        bounds: For each call of `x[...]` that slices channels, which entry of the index does so,
+            the units before its start and those before its stop.
     """
 
     graph: Graph
@@ -85,6 +104,7 @@ class Dependencies:
     axes: Mapping[AxisKey, Units]
     sizes: Mapping[SizeKey, Units]
     skipped: Mapping[str, str]
+    bounds: Mapping[Node, tuple[int, Units, Units]] = dataclasses.field(default_factory=dict)
 
     @property
     def n_units(self) -> int:
@@ -125,22 +145,22 @@ def dependencies(model: keras.Model | Graph, spare: Iterable[str] = ()) -> Depen
     walk = Walk(graph)
     barriers: dict[str, str] = {}
     for node in graph.nodes:
-        flow = _visit(walk, node, barriers)
-        if flow is not None:
-            walk.flows[node.outputs[0]] = flow
+        for tensor, flow in zip(node.outputs, _visit(walk, node, barriers), strict=False):
+            if flow is not None:
+                walk.flows[tensor] = flow
     _freeze_edges(walk, _checked_names(spare, graph))
     return _resolve(walk, barriers)
 
 
-def _visit(walk: Walk, node: Node, barriers: dict[str, str]) -> Flow | None:
-    """The flow of a call's output; None where none of its axes may be cut."""
+def _visit(walk: Walk, node: Node, barriers: dict[str, str]) -> tuple[Flow | None, ...]:
+    """The flow of each of a call's outputs; None where none of its axes may be cut."""
     handler = handler_of(node.op)
     try:
         if getattr(node.op, "quantization_mode", None) or getattr(node.op, "lora_enabled", False):
             raise Barrier("holds its weights quantised or with LoRA")
         if handler is None:
             raise Barrier(barrier_reason(node.op))
-        flow = handler(Call(walk, node))
+        made = handler(Call(walk, node))
     except Barrier as barrier:
         reason = str(barrier)
         incoming = [walk.flows[tensor] for tensor in node.inputs if tensor in walk.flows]
@@ -149,12 +169,16 @@ def _visit(walk: Walk, node: Node, barriers: dict[str, str]) -> Flow | None:
         if incoming or getattr(node.op, "weights", None):
             barriers.setdefault(node.name, f"{node.kind} {reason}")
         walk.barred.setdefault(node.name, f"{node.kind} {reason}")
-        return None
+        return ()
+    flows = made if isinstance(made, tuple) else (made,)
     activation = getattr(node.op, "activation", None)
-    if flow is not None and not is_elementwise(activation):
+    if not is_elementwise(activation):
         name = getattr(activation, "__name__", type(activation).__name__)
-        walk.freeze(flow.ids, f"has the activation {name} in {node.name!r}, which may mix channels")
-    return flow
+        reason = f"has the activation {name} in {node.name!r}, which may mix channels"
+        for flow in flows:
+            if flow is not None:
+                walk.freeze(flow.ids, reason)
+    return flows
 
 
 def _checked_names(spare: Iterable[str], graph: Graph) -> list[str]:
@@ -179,12 +203,28 @@ def _freeze_edges(walk: Walk, spare: list[str]) -> None:
             for tensor in node.outputs:
                 if tensor in walk.flows:
                     walk.freeze(walk.flows[tensor].ids, _SPARED)
+            if node.name in walk.created:
+                walk.freeze(walk.channels(node.name), _SPARED)
     for key, ids in walk.bound.items():
         if key.layer in walk.barred:
             walk.freeze(ids, walk.barred[key.layer])
-    for key in walk.created.values():
-        if len(walk.bound[key]) == 1:
-            walk.freeze(walk.bound[key], "has only one channel")
+    for name in walk.created:
+        if len(walk.channels(name)) == 1:
+            walk.freeze(walk.channels(name), "has only one channel")
+    _keep_parts(walk)
+
+
+def _keep_parts(walk: Walk) -> None:
+    """Freezes a channel of each part of a tensor that could otherwise become empty."""
+    roots = walk.roots()
+    wholes = [np.unique(roots[walk.channels(name)]) for name in walk.created]
+    for ids, reason in walk.parts:
+        # Of every layer a channel stays, and so does what is frozen.
+        part = roots[ids]
+        if any(np.isin(whole, part).all() for whole in wholes):
+            continue
+        if not any(np.isin(roots[frozen], part).any() for frozen, _ in walk.frozen):
+            walk.freeze(ids[:1], reason)
 
 
 def _resolve(walk: Walk, barriers: Mapping[str, str]) -> Dependencies:
@@ -200,13 +240,15 @@ def _resolve(walk: Walk, barriers: Mapping[str, str]) -> Dependencies:
     units[free] = np.arange(len(free))
     units = units[roots]
     producers = {
-        name: Producer(name, walk.graph.ops[name], units[walk.bound[key]], key)
+        name: Producer(
+            name, walk.graph.ops[name], units[walk.channels(name)], key, walk.gates.get(name, 1)
+        )
         for name, key in walk.created.items()
     }
     bound = {key: units[ids] for key, ids in walk.bound.items()}
     skipped = dict(barriers)
-    for name, key in walk.created.items():
-        why = _why_fixed(roots[walk.bound[key]], reasons)
+    for name in walk.created:
+        why = _why_fixed(roots[walk.channels(name)], reasons)
         if why:
             skipped.setdefault(name, why)
     order = [node.name for node in walk.graph.nodes]
@@ -217,6 +259,7 @@ def _resolve(walk: Walk, barriers: Mapping[str, str]) -> Dependencies:
         axes={key: value for key, value in bound.items() if isinstance(key, AxisKey)},
         sizes={key: value for key, value in bound.items() if isinstance(key, SizeKey)},
         skipped={name: skipped[name] for name in sorted(skipped, key=order.index)},
+        bounds={node: (i, units[a], units[b]) for node, (i, a, b) in walk.bounds.items()},
     )
 
 
@@ -311,11 +354,26 @@ def changed_entries(found: Dependencies, gone: npt.NDArray[np.bool_]) -> dict[st
         if count == len(units):
             continue
         entries = result.setdefault(key.layer, {})
-        if key.index is None:
-            entries[key.entry] = count
-            continue
-        config = found.graph.ops[key.layer].get_config()
-        numbers = list(entries.get(key.entry, config[key.entry]))
-        numbers[key.index] = count
-        entries[key.entry] = tuple(numbers)
+        top, *inner = key.entry.split(".")
+        if top not in entries:
+            entries[top] = found.graph.ops[key.layer].get_config()[top]
+        if inner:
+            place = entries[top]
+            for name in inner[:-1]:
+                place = place[name]
+            place[inner[-1]] = count
+        elif key.index is None:
+            entries[top] = count
+        else:
+            numbers = _numbers(entries[top], key, found.sizes)
+            numbers[key.index : key.index + 1] = [count] if key.index < len(numbers) else []
+            entries[top] = tuple(numbers)
     return result
+
+
+def _numbers(value: Any, key: SizeKey, sizes: Mapping[SizeKey, Units]) -> list[int]:
+    """An entry as a list; a number of equal sections as the places where they end."""
+    if not isinstance(value, int):
+        return list(value)
+    keys = (SizeKey(key.layer, key.entry, index) for index in range(value - 1))
+    return [len(sizes[key]) for key in keys]

@@ -17,7 +17,7 @@ from keras import layers
 from tfcomp.graph.channels import Barrier, Call, Flow, Ids, handles, unite_all
 
 # Where a kernel has its input and its output channels.
-_KERNEL_AXES = {
+KERNEL_AXES = {
     layers.Conv1D: (-2, -1),
     layers.Conv2D: (-2, -1),
     layers.Conv3D: (-2, -1),
@@ -62,13 +62,32 @@ def is_elementwise(activation: Any) -> bool:
 # --- Layers that make channels ---------------------------------------------------------------
 
 
-@handles(*_KERNEL_AXES)
+@handles(*KERNEL_AXES)
 def _convolution(call: Call) -> Flow | None:
+    inputs, outputs = KERNEL_AXES[type(call.op)]
     if getattr(call.op, "groups", 1) != 1:
-        raise Barrier(f"is a grouped convolution (groups={call.op.groups})")
-    inputs, outputs = _KERNEL_AXES[type(call.op)]
+        return _grouped(call, call.op.groups)
     call.reads("kernel", inputs, _ids(call.flow_on(call.data_axis)))
     return call.creates("filters", "kernel", outputs, call.data_axis)
+
+
+def _grouped(call: Call, groups: int) -> Flow:
+    """Every group loses the same places, so that all stay of one size."""
+    read = _ids(call.flow_on(call.data_axis))
+    size = call.op.kernel.shape[-2]
+    if read is None:
+        read = call.frozen(groups * size)
+    if size == 1:
+        # Depthwise: each channel is a group, and goes with the channels made from it.
+        made = np.repeat(call.counts("groups", read), call.op.kernel.shape[-1] // groups)
+        call.reads("kernel", -1, made)
+        if call.op.bias is not None:
+            call.reads("bias", 0, made)
+        return Flow(call.data_axis, call.counts("filters", made))
+    call.reads("kernel", -2, unite_all(call.walk, read.reshape(groups, -1)))
+    flow = call.creates("filters", "kernel", -1, call.data_axis)
+    unite_all(call.walk, flow.ids.reshape(groups, -1))
+    return flow
 
 
 @handles(layers.SeparableConv1D, layers.SeparableConv2D)
@@ -104,6 +123,43 @@ def _batch_normalization(call: Call) -> Flow | None:
         if getattr(call.op, weight) is not None:
             call.reads(weight, 0, _ids(flow))
     return flow
+
+
+@handles(layers.GroupNormalization)
+def _group_normalization(call: Call) -> Flow | None:
+    flow, groups = call.flow_on(call.op.axis), call.op.groups
+    if flow is None:
+        return None
+    if groups == 1:
+        raise Barrier("normalises over all channels at once (groups=1)")
+    # What is left of a group would be scaled otherwise: groups go whole.
+    first = unite_all(call.walk, flow.ids.reshape(groups, -1).T)
+    call.counts("groups", first)
+    for weight in ("gamma", "beta"):
+        if getattr(call.op, weight) is not None:
+            call.reads(weight, 0, flow.ids)
+    return flow
+
+
+@handles(layers.Normalization)
+def _normalization(call: Call) -> Flow | None:
+    flow, op = call.flow, call.op
+    if flow is None:
+        return None
+    kept = sorted(axis % call.rank for axis in op.axis)
+    if op.input_mean is not None and kept:
+        raise Barrier("scales channels by constants in its configuration")
+    if flow.axis in kept:
+        for weight in ("adapt_mean", "adapt_variance"):
+            call.reads(weight, kept.index(flow.axis), flow.ids)
+    return flow
+
+
+@handles(layers.Embedding)
+def _embedding(call: Call) -> Flow | None:
+    if call.flow is not None:
+        raise Barrier("takes channels for indices")
+    return call.creates("output_dim", "embeddings", 1, call.rank)
 
 
 @handles(layers.PReLU)
@@ -343,15 +399,13 @@ def _ids(flow: Flow | None) -> Ids | None:
 # --- What is known not to keep channels apart, said better than "unknown" ---------------------
 
 _KNOWN_BARRIERS: dict[str, str] = {
-    "LayerNormalization": "normalises over channels",
-    "RMSNormalization": "normalises over channels",
-    "UnitNormalization": "normalises over channels",
-    "GroupNormalization": "normalises channels in groups",
+    "LayerNormalization": "normalises over channels: without one of them the others would change",
+    "RMSNormalization": "normalises over channels: without one of them the others would change",
+    "UnitNormalization": "normalises over channels: without one of them the others would change",
+    "GroupedQueryAttention": "shares keys and values among heads, which are not cut",
     "Lambda": "is a function that cannot be looked into",
-    "GetItem": "picks values by index",
     "Softmax": "normalises over channels",
     "LogSoftmax": "normalises over channels",
-    "Normalization": "scales each channel by a constant of its own",
 }
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tfcomp.errors import UnsupportedModelError
+from tfcomp.graph.channels import weight_of
 from tfcomp.graph.dependency import Dependencies, changed_entries, changed_weights, removal_mask
 from tfcomp.graph.rebuild import clone_op, rebuild
+from tfcomp.graph.trace import Node
 
 Array = npt.NDArray[Any]
 
@@ -54,11 +56,18 @@ def remove_units(found: Dependencies, units: Iterable[int]) -> keras.Model:
     made: dict[str, Any] = {}
 
     def clone(name: str, op: Any) -> Any:
-        changes = {**entries.get(name, {}), **(_array_initializers(op) if name in cut else {})}
+        changes = _unbuilt(op) | _array_initializers(op) if name in cut else {}
+        for entry, value in entries.get(name, {}).items():
+            changes[entry] = _without_build(value)
         made[name] = clone_op(op, name, changes)
         return made[name]
 
-    small = rebuild(found.graph, clone)
+    def call(new_op: Any, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if node in found.bounds:
+            args = (args[0], _moved(args[1], found.bounds[node], gone))
+        return new_op(*args, **kwargs)
+
+    small = rebuild(found.graph, clone, call)
     weights = changed_weights(found)
     for name, op in found.graph.ops.items():
         if isinstance(op, keras.layers.Layer):
@@ -77,6 +86,34 @@ def sliced(value: Array, keep: dict[int, npt.NDArray[np.bool_]]) -> Array:
     return value
 
 
+def _moved(
+    index: Any,
+    bounds: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]],
+    gone: npt.NDArray[np.bool_],
+) -> tuple[Any, ...]:
+    """The index of `x[...]` with the ends of one slice where they are among fewer channels."""
+    position, *before = bounds
+    start, stop = (int((~gone[units]).sum()) for units in before)
+    items = list(index)
+    items[position] = slice(start, stop)
+    return tuple(items)
+
+
+def _unbuilt(layer: keras.layers.Layer) -> dict[str, Any]:
+    """Configurations of wrapped layers, without the shape that these were built for."""
+    config = layer.get_config()
+    return {
+        key: _without_build(value)
+        for key, value in config.items()
+        if isinstance(value, dict) and "build_config" in value
+    }
+
+
+def _without_build(value: Any) -> Any:
+    is_layer = isinstance(value, dict) and "build_config" in value
+    return {k: v for k, v in value.items() if k != "build_config"} if is_layer else value
+
+
 def _array_initializers(layer: keras.layers.Layer) -> dict[str, str]:
     """Initialisers that hold an array of the old shape, and so cannot make the new weights."""
     found = {key: getattr(layer, key, None) for key in layer.get_config()}
@@ -89,7 +126,7 @@ def _array_initializers(layer: keras.layers.Layer) -> dict[str, str]:
 
 def _index(layer: keras.layers.Layer, weight: str) -> int:
     """The position of a weight, known as an attribute, in the layer's list of weights."""
-    variable = getattr(layer, weight)
+    variable = weight_of(layer, weight)
     return next(i for i, other in enumerate(layer.weights) if other is variable)
 
 
@@ -110,3 +147,6 @@ def _take_over(
             f"of shapes {expected}, received {received}. Spare it by its name."
         )
     new.set_weights(values)
+    if isinstance(new, keras.layers.Normalization):
+        # What it computes with is derived from its weights, and only when told to.
+        new.finalize_state()
