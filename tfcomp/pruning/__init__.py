@@ -1,7 +1,9 @@
 """Fewer weights: pruned to zero by schedule and mask, or channels removed physically."""
 
+from tfcomp.pruning.batch_norm_scale import BatchNormScale
 from tfcomp.pruning.budget import Budget
 from tfcomp.pruning.criteria import Criterion, L1Norm, L2Norm, Random
+from tfcomp.pruning.geometric_median import FPGM
 from tfcomp.pruning.masks import Masked, keep_mask, keep_masks, pruned_count
 from tfcomp.pruning.schedules import ConstantSparsity, CosineDecay, PolynomialDecay, Schedule
 from tfcomp.pruning.sensitivity import Sensitivity, sensitivity
@@ -10,6 +12,8 @@ from tfcomp.pruning.sparsity import Kernel, KernelSparsity, find_kernels
 from tfcomp.pruning.weight_criteria import Magnitude, WeightCriterion
 
 __all__ = [
+    "FPGM",
+    "BatchNormScale",
     "Budget",
     "ConstantSparsity",
     "CosineDecay",

@@ -58,8 +58,7 @@ class Sensitivity:
             total: Fraction of all weights or channels that the layers are to lose together.
 
         Returns:
-            For each layer a fraction: `PruneWeights(overrides=…)` takes them for weights,
-            `shrink(ratio=…)` for channels.
+            For each layer a fraction; `shrink(ratio=…)` takes those of channels as they are.
 
         Raises:
             TfcompError: Unless exactly one of the two is given, or if `total` is out of reach.

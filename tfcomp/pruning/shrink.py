@@ -21,10 +21,18 @@ from tfcomp.graph import (
     remove_units,
     removed_channels,
 )
+from tfcomp.pruning.batch_norm_scale import BatchNormScale
 from tfcomp.pruning.budget import Budget
 from tfcomp.pruning.criteria import Criterion, L1Norm, L2Norm, Random, Scores
+from tfcomp.pruning.geometric_median import FPGM
 
-CRITERIA: dict[str, type[Criterion]] = {"l1": L1Norm, "l2": L2Norm, "random": Random}
+CRITERIA: dict[str, type[Criterion]] = {
+    "l1": L1Norm,
+    "l2": L2Norm,
+    "fpgm": FPGM,
+    "batch_norm_scale": BatchNormScale,
+    "random": Random,
+}
 SCOPES = ("local", "global")
 
 Mask = npt.NDArray[np.bool_]
@@ -152,7 +160,8 @@ def shrink(
         ratio: Fraction of channels to be removed, in [0, 1), 0.5 by default; coupled channels
             count once. Or a fraction for each of some layers, by name, with scope="local": the
             others keep all, and of coupled layers the smallest counts.
-        criterion: A `Criterion`, or "l1" (the default), "l2" or "random".
+        criterion: A `Criterion`, or "l1" (the default), "l2", "fpgm", "batch_norm_scale" or
+            "random".
         scope: "local" (the default) removes the same fraction everywhere; "global" compares
             channels of all layers.
         round_to: Each layer keeps a multiple of so many channels (or all that it has), by

@@ -122,6 +122,17 @@ def find_kernels(
     return tuple(kernels), skipped
 
 
+def find_scales(model: keras.Model) -> list[Any]:
+    """The trainable γ of all BatchNormalizations, wherever in the model they are, each once."""
+    holders = _Holders(model)
+    return [
+        variable
+        for variable in model.trainable_variables
+        if variable.name == "gamma"
+        and holders.is_held_by(variable, (keras.layers.BatchNormalization,))
+    ]
+
+
 class _Holders:
     """Which layers hold a variable, and which layers hold those.
 
@@ -150,7 +161,11 @@ class _Holders:
     def is_depthwise(self, variable: Any) -> bool:
         """Whether a depthwise layer holds it, or a separable one as its depthwise part."""
         kinds = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-        return variable.name.startswith("depthwise") or any(
+        return variable.name.startswith("depthwise") or self.is_held_by(variable, kinds)
+
+    def is_held_by(self, variable: Any, kinds: tuple[type, ...]) -> bool:
+        """Whether a layer of one of these classes holds it itself."""
+        return any(
             id(variable) in self._variables[key]
             for key, layer in self._layers.items()
             if isinstance(layer, kinds)
