@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import keras
 
 from tfcomp.callbacks.pruning_report import PruningReport
-from tfcomp.callbacks.pruning_session import SESSIONS, Scope, Session, Settings
+from tfcomp.callbacks.pruning_session import SESSIONS, Session
+from tfcomp.callbacks.pruning_settings import Override, Scope, Settings, checked_overrides
 from tfcomp.errors import TfcompError
 from tfcomp.pruning.schedules import ConstantSparsity, Schedule
 from tfcomp.pruning.sparsity import Kernel, find_kernels
+from tfcomp.pruning.units import Unit, Weights
+from tfcomp.pruning.weight_criteria import Magnitude, WeightCriterion
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")
 class PruneWeights(keras.callbacks.Callback):
     """Sets the smallest weights to zero while `fit` trains, and keeps them there.
 
-    At each step t at which the schedule rises, the ⌊s_t·n + ½⌋ weights of smallest |w| among
-    the n of a kernel (scope "local") or of all kernels together ("global") are set to zero,
-    and stay zero: masks nest. The masks are applied by the variables' constraints inside the
-    compiled step, around constraints of the layers' own. When training ends these constraints
-    are taken away again, and the model is plain Keras with exact zeros. The zeros are read
-    back into `report`.
+    At each step t at which the schedule rises, the ⌊s_t·n + ½⌋ weights of lowest score, |w| by
+    default, among the n of a kernel (scope "local") or of all kernels together ("global") are
+    set to zero, and stay zero: masks nest. With another `unit` n counts groups, blocks or
+    kernels in place of weights. Ties go by index. The masks are applied by the variables'
+    constraints inside the compiled step, around constraints of the layers' own. When training
+    ends these constraints are taken away again, and the model is plain Keras with exact zeros.
+    The zeros are read back into `report`.
 
     Training that continues goes on where it was: in another `fit` of the same model with an
     equal schedule, and in a `fit` that starts at a later epoch (`BackupAndRestore`,
@@ -44,6 +48,17 @@ class PruneWeights(keras.callbacks.Callback):
             together do, the smallest weights going first wherever they are. Default "local".
         skip: Layers to spare, as objects or names, nested models and blocks among them.
         depthwise: Whether depthwise kernels are pruned as well. Default False.
+        first: Whether the model's first kernel is pruned. Default True, as Han et al. do; papers
+            on deep convolutional networks often spare it.
+        last: Whether the model's last kernel, its classifier, is pruned. Default True.
+        unit: What is removed together: a `tfcomp.pruning` unit, `Weights()` (the default),
+            `NM(2, 4)`, `Blocks(4, 4)` or `Kernels()`.
+        criterion: What gives the weights their scores: a `tfcomp.pruning.WeightCriterion`,
+            `Magnitude()` by default. It is asked anew at each removal.
+        overrides: By patterns (`*`, `?`, `[…]`) of layers' names or of weights' paths: another
+            final sparsity on the same course, another schedule, another unit, or None to spare.
+            Of several patterns for one kernel the first counts, of those with a unit likewise.
+            With scope "global" these kernels stand by themselves.
         keep_zeros: Whether zeros that kernels hold when training begins stay zero. Default
             False. `from_zeros` sets it.
 
@@ -52,7 +67,8 @@ class PruneWeights(keras.callbacks.Callback):
 
     Raises:
         TfcompError: If an argument is not as described; in `fit`, if the model has no kernel
-            to prune, if its training step ignores constraints, or if the sparsity read back
+            to prune, if a pattern or a unit fits none, if scores are not finite, if its training
+            step ignores constraints, or if the sparsity read back
             in the end is not the one asked for.
 
     Example:
@@ -74,6 +90,11 @@ class PruneWeights(keras.callbacks.Callback):
         scope: Scope = "local",
         skip: Iterable[Any] = (),
         depthwise: bool = False,
+        first: bool = True,
+        last: bool = True,
+        unit: Unit | None = None,
+        criterion: WeightCriterion | None = None,
+        overrides: Mapping[str, Override] | None = None,
         keep_zeros: bool = False,
     ) -> None:
         super().__init__()
@@ -88,13 +109,27 @@ class PruneWeights(keras.callbacks.Callback):
         self.scope: Scope = scope
         self.skip: tuple[Any, ...] = (skip,) if isinstance(skip, str) else tuple(skip)
         self.depthwise = depthwise
+        self.first, self.last = first, last
+        self.unit: Unit = _instance("unit", unit, Unit, Weights)
+        self.criterion: WeightCriterion = _instance(
+            "criterion", criterion, WeightCriterion, Magnitude
+        )
+        self.unit.check_sparsity(schedule.final_sparsity)
+        self._overrides = checked_overrides(overrides)
         self.keep_zeros = keep_zeros
         self.report: PruningReport | None = None
         self._session: Session | None = None
 
     @classmethod
     def from_zeros(
-        cls, schedule: Schedule | None = None, *, scope: Scope = "local", skip: Iterable[Any] = ()
+        cls,
+        schedule: Schedule | None = None,
+        *,
+        scope: Scope = "local",
+        skip: Iterable[Any] = (),
+        unit: Unit | None = None,
+        criterion: WeightCriterion | None = None,
+        overrides: Mapping[str, Override] | None = None,
     ) -> Self:
         """Keeps the exact zeros that kernels hold, for fine-tuning a model that was pruned.
 
@@ -104,6 +139,9 @@ class PruneWeights(keras.callbacks.Callback):
             schedule: Prunes further from there; by default nothing more is removed.
             scope: As in the constructor.
             skip: As in the constructor.
+            unit: As in the constructor.
+            criterion: As in the constructor.
+            overrides: As in the constructor.
 
         Returns:
             The callback. Depthwise kernels are kept too, since only zeros count.
@@ -120,7 +158,16 @@ class PruneWeights(keras.callbacks.Callback):
             [[True, False], [False, True]]
         """
         schedule = ConstantSparsity(0.0) if schedule is None else schedule
-        return cls(schedule, scope=scope, skip=skip, depthwise=True, keep_zeros=True)
+        return cls(
+            schedule,
+            scope=scope,
+            skip=skip,
+            depthwise=True,
+            unit=unit,
+            criterion=criterion,
+            overrides=overrides,
+            keep_zeros=True,
+        )
 
     def get_config(self) -> dict[str, Any]:
         """The arguments, layers given as objects by their names."""
@@ -129,25 +176,48 @@ class PruneWeights(keras.callbacks.Callback):
             "scope": self.scope,
             "skip": [item if isinstance(item, str) else item.name for item in self.skip],
             "depthwise": self.depthwise,
+            "first": self.first,
+            "last": self.last,
+            "unit": keras.saving.serialize_keras_object(self.unit),
+            "criterion": keras.saving.serialize_keras_object(self.criterion),
+            "overrides": {
+                pattern: keras.saving.serialize_keras_object(value)
+                for pattern, value in self._overrides
+            },
             "keep_zeros": self.keep_zeros,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """The callback whose `get_config()` is `config`."""
-        schedule = keras.saving.deserialize_keras_object(config["schedule"])
-        return cls(**{**config, "schedule": schedule})
+        made = keras.saving.deserialize_keras_object
+        objects = {key: made(config[key]) for key in ("schedule", "unit", "criterion")}
+        overrides = {pattern: made(value) for pattern, value in config["overrides"].items()}
+        return cls(**{**config, **objects, "overrides": overrides})
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._open(*self._kernels(), SESSIONS.get(self.model))
 
     def _kernels(self) -> tuple[tuple[Kernel, ...], dict[str, str]]:
         try:
-            kernels, skipped = find_kernels(self.model, skip=self.skip, depthwise=self.depthwise)
+            kernels, skipped = find_kernels(
+                self.model,
+                skip=self.skip,
+                depthwise=self.depthwise,
+                first=self.first,
+                last=self.last,
+            )
         except TfcompError:
             if self.model.built:
                 raise
             return (), {}  # layers may be made while the model is built, in the first step
+        settings = self._settings()
+        if self.model.built:
+            settings.check_patterns(kernels, skipped)
+        for kernel in kernels:
+            if pattern := settings.spared(kernel.name):
+                skipped[kernel.name] = f"spared by `overrides`: {pattern!r} is None"
+        kernels = tuple(kernel for kernel in kernels if kernel.name not in skipped)
         if not kernels and self.model.built:
             raise TfcompError(
                 f"There is no kernel to prune in the model {self.model.name!r}: "
@@ -156,10 +226,15 @@ class PruneWeights(keras.callbacks.Callback):
             )
         return kernels, skipped
 
+    def _settings(self) -> Settings:
+        return Settings(
+            self.schedule, self.scope, self.keep_zeros, self.unit, self.criterion, self._overrides
+        )
+
     def _open(
         self, kernels: tuple[Kernel, ...], skipped: dict[str, str], earlier: Session | None
     ) -> Session:
-        settings = Settings(self.schedule, self.scope, self.keep_zeros)
+        settings = self._settings()
         steps = self.params.get("steps")
         self._session = Session(self.model, settings, steps, kernels, skipped, earlier)
         SESSIONS[self.model] = self._session
@@ -198,7 +273,7 @@ class PruneWeights(keras.callbacks.Callback):
         steps = self.params.get("steps")
         # With steps_per_execution the last group of an epoch counts as a full one.
         session.step = session.epoch_step + (min(done, steps) if steps else done)
-        session.prune(self.schedule(session.step))
+        session.prune(session.step)
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         # Averaged weights may have been swapped in, to be evaluated or saved.
@@ -245,3 +320,15 @@ class PruneWeights(keras.callbacks.Callback):
             )
         if message:
             warnings.warn(message, stacklevel=2)
+
+
+def _instance(name: str, value: Any, base: type, default: type) -> Any:
+    if value is None:
+        return default()
+    if isinstance(value, base):
+        return value
+    hint = f" Write {value.__name__}()." if isinstance(value, type) else ""
+    raise TfcompError(
+        f"`{name}` must be a tfcomp.pruning.{base.__name__}, {default.__name__}() for one. "
+        f"Received: {value!r}.{hint}"
+    )

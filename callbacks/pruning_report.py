@@ -22,6 +22,10 @@ class PruningReport:
         rezeroed: Removed weights that were not zero when training ended, because an average
             (`use_ema`) or an earlier epoch (`EarlyStopping`) had been put back, and that were
             set to zero again. The network was not trained around those zeros.
+        unit: What is removed together.
+        criterion: What gives the weights their scores.
+        overrides: By the names of kernels that have a schedule or unit of their own, the sparsity
+            asked for at `step`, and the unit.
     """
 
     kernels: tuple[KernelSparsity, ...]
@@ -31,6 +35,9 @@ class PruningReport:
     end_step: int
     start_step: int
     rezeroed: int
+    unit: str = "Weights()"
+    criterion: str = "Magnitude()"
+    overrides: dict[str, tuple[float, str]] = dataclasses.field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:
@@ -51,6 +58,9 @@ class PruningReport:
             "end_step": self.end_step,
             "start_step": self.start_step,
             "rezeroed": self.rezeroed,
+            "unit": self.unit,
+            "criterion": self.criterion,
+            "overrides": {name: list(own) for name, own in self.overrides.items()},
             "kernels": [
                 {**dataclasses.asdict(row), "shape": list(row.shape), "sparsity": row.sparsity}
                 for row in self.kernels
@@ -64,9 +74,19 @@ class PruningReport:
             f"{zeros:,} of {size:,} weights in {len(self.kernels)} kernels are zero: "
             f"{self.sparsity:.4f} (asked {self.asked:.4f}) after {self.step} steps"
         )
+        kind = f"  removed: {self.unit} by {self.criterion}"
+        plain = (self.unit, self.criterion) == ("Weights()", "Magnitude()")
         rows = [
             f"  {row.sparsity:.4f}  {row.zeros:>10,} of {row.size:>10,}  {row.name}"
+            + self._own(row.name)
             for row in self.kernels
         ]
         left = [f"  left alone  {name}: {reason}" for name, reason in self.skipped.items()]
-        return "\n".join([head, *rows, *left])
+        return "\n".join([head, *([] if plain else [kind]), *rows, *left])
+
+    def _own(self, name: str) -> str:
+        """What a kernel was asked for in place of the others' sparsity."""
+        if name not in self.overrides:
+            return ""
+        asked, unit = self.overrides[name]
+        return f" (asked {asked:.4f}" + (f", {unit})" if unit != self.unit else ")")

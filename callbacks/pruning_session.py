@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
 
 from tfcomp.callbacks.pruning_report import PruningReport
+from tfcomp.callbacks.pruning_settings import Group, Settings
 from tfcomp.errors import TfcompError
-from tfcomp.pruning.masks import Mask, Masked, keep_mask, keep_masks, pruned_count
+from tfcomp.pruning.masks import Mask, Masked, keep_masks
 from tfcomp.pruning.schedules import Schedule
 from tfcomp.pruning.sparsity import Kernel, measure
-
-Scope = Literal["local", "global"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a `PruneWeights` was made with, as far as masks depend on it."""
-
-    schedule: Schedule
-    scope: Scope
-    keep_zeros: bool
-
-    def agree(self, other: Settings) -> bool:
-        """Whether a training with `other` can go on where one with these ended."""
-        return (self.schedule, self.scope) == (other.schedule, other.scope)
+from tfcomp.pruning.weight_criteria import Magnitude, Scores
 
 
 class Session:
@@ -48,6 +34,10 @@ class Session:
         self.settings = settings
         self.kernels = kernels
         self.skipped = skipped
+        self.groups = settings.groups(kernels)
+        # The sparsity that holds now, of each schedule that there is.
+        schedules = [settings.schedule, *(group.schedule for group in self.groups)]
+        self.targets: dict[Schedule, float] = dict.fromkeys(schedules, 0.0)
         self._model = weakref.ref(model)  # SESSIONS must not keep models alive
         self._newest = earlier
         # A fit that had no epoch to train knows nothing; the one before it may.
@@ -60,7 +50,6 @@ class Session:
         self.installed = False
         self.complete = False
         self.start_step = self.step = self.epoch_step = 0
-        self.target = 0.0
         self.rezeroed = 0
         self._checked = False
         self._refuse_two_at_once()
@@ -133,17 +122,17 @@ class Session:
             if mask is not None:
                 constraint.mask.assign(mask)
         self.started = True
-        self.prune(self.settings.schedule(self.step), at_once=True)
+        self.prune(self.step, at_once=True)
 
     def _first_step(self, epoch: int, earlier: Session | None) -> int:
         step = self._step_at(epoch) if epoch > 0 else 0
-        wanted = self.settings.schedule(step)
-        if wanted > 0 and step > 0 and self._zeros_reach(wanted):
+        wanted = self._wanted(step)
+        if any(wanted.values()) and step > 0 and self._zeros_reach(wanted):
             return step
         same = earlier is not None and earlier.settings.agree(self.settings)
         if earlier is not None and same:
             return earlier.step
-        return step if wanted == 0 else 0
+        return 0 if any(wanted.values()) else step
 
     def _step_at(self, epoch: int) -> int:
         if self._steps_per_epoch:
@@ -152,11 +141,9 @@ class Session:
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         return int(optimizer.iterations) * (optimizer.gradient_accumulation_steps or 1)
 
-    def _zeros_reach(self, sparsity: float) -> bool:
-        zeros = [kernel.zeros() for kernel in self.kernels]
-        return all(
-            sum(zeros[index] for index in group) >= count for group, count in self._counts(sparsity)
-        )
+    def _zeros_reach(self, targets: dict[Schedule, float]) -> bool:
+        held = [kernel.value() != 0 for kernel in self.kernels]
+        return all(self._n_removed(group, held) >= count for group, count in self._counts(targets))
 
     def _check_zeros(self, masks: list[Any]) -> None:
         if (
@@ -172,7 +159,7 @@ class Session:
     def _warn_of_zeros_that_grow_back(self) -> None:
         size = sum(kernel.size for kernel in self.kernels)
         zeros = sum(_mask_like_zeros(kernel, c) for kernel, c in self._with_constraints())
-        asked = self.settings.schedule(self.step)
+        asked = self._asked(self._wanted(self.step))
         if zeros > size * (asked + 0.05):
             warnings.warn(
                 f"{zeros / size:.1%} of the weights to be pruned are zero already, and grow back "
@@ -198,44 +185,81 @@ class Session:
 
     def holds_more_than_asked(self) -> bool:
         """Whether masks of an earlier training remove more than the schedule would."""
-        removed = sum(int(mask.size - np.count_nonzero(mask)) for mask in self._masks())
-        return removed > sum(count for _, count in self._counts(self.target))
+        masks = self._masks()
+        counts = self._counts(self.targets)
+        removed = sum(self._n_removed(group, masks) for group, _ in counts)
+        return removed > sum(count for _, count in counts)
 
-    def _groups(self) -> list[list[int]]:
-        """Indices of the kernels that share one count."""
-        indices = list(range(len(self.kernels)))
-        return [indices] if self.settings.scope == "global" else [[index] for index in indices]
+    def _wanted(self, step: int) -> dict[Schedule, float]:
+        """The sparsity of each schedule at a step."""
+        return {schedule: schedule(step) for schedule in self.targets}
 
-    def _counts(self, sparsity: float) -> list[tuple[list[int], int]]:
-        return [
-            (group, pruned_count(sum(self.kernels[index].size for index in group), sparsity))
-            for group in self._groups()
-        ]
+    def _asked(self, targets: dict[Schedule, float]) -> float:
+        """One sparsity for all kernels together."""
+        schedules = {group.schedule for group in self.groups}
+        if len(schedules) < 2:
+            return targets[next(iter(schedules), self.settings.schedule)]
+        sizes = {g: sum(self.kernels[index].size for index in g.indices) for g in self.groups}
+        total = sum(targets[group.schedule] * size for group, size in sizes.items())
+        return total / sum(sizes.values())
 
-    def prune(self, sparsity: float, *, at_once: bool = False) -> None:
-        """Raises the sparsity of the masks to `sparsity`, and sets the weights to zero."""
-        if sparsity <= self.target and not at_once:
+    def _counts(self, targets: dict[Schedule, float]) -> list[tuple[Group, int]]:
+        """How many units of each group are to be removed."""
+        counts = []
+        for group in self.groups:
+            total = sum(group.unit.count(self.kernels[index]) for index in group.indices)
+            counts.append((group, group.unit.target(total, targets[group.schedule])))
+        return counts
+
+    def _n_removed(self, group: Group, masks: list[Mask]) -> int:
+        """How many units of a group masks have removed."""
+        return sum(group.unit.n_removed(self.kernels[i], masks[i]) for i in group.indices)
+
+    def prune(self, step: int, *, at_once: bool = False) -> None:
+        """Raises the sparsity of the masks to that of `step`, and sets the weights to zero."""
+        wanted = self._wanted(step)
+        if not at_once and all(wanted[key] <= value for key, value in self.targets.items()):
             return
-        self.target = sparsity
+        self.targets = {key: max(value, wanted[key]) for key, value in self.targets.items()}
         self._checked = False
         masks = self._masks()
-        for group, count in self._counts(sparsity):
-            removed = sum(int(masks[i].size - np.count_nonzero(masks[i])) for i in group)
-            if count > removed:
-                self._raise_masks(group, masks, count)
+        raised = [
+            (group, count)
+            for group, count in self._counts(self.targets)
+            if count > self._n_removed(group, masks)
+        ]
+        scores = self._scores([index for group, _ in raised for index in group.indices])
+        for group, count in raised:
+            self._raise_masks(group, masks, count, scores)
         for kernel, constraint in self._with_constraints():
             kernel.variable.assign(constraint(kernel.variable))
 
-    def _raise_masks(self, group: list[int], masks: list[Mask], count: int) -> None:
-        # Below any |w|: what was removed stays removed, beside weights that happen to be zero.
-        magnitudes = [np.abs(self.kernels[i].value()) for i in group]
-        # An int would not do: NumPy 1 knows no common type of it and bfloat16.
-        scores = [
-            np.where(masks[i], w, w.dtype.type(-1)) for i, w in zip(group, magnitudes, strict=True)
-        ]
-        new = [keep_mask(scores[0], count)] if len(scores) == 1 else keep_masks(scores, count)
-        for index, mask in zip(group, new, strict=True):
-            self.constraints[index].mask.assign(mask)
+    def _scores(self, indices: list[int]) -> dict[int, Scores]:
+        """What the criterion gives to each weight of some kernels, by their indices."""
+        if not indices:
+            return {}
+        criterion = self.settings.criterion
+        kernels = [self.kernels[index] for index in indices]
+        found = [np.asarray(array) for array in criterion.scores(self.model, kernels)]
+        if len(found) != len(kernels):
+            raise TfcompError(
+                f"{criterion!r} must give one array of scores for each of {len(kernels)} kernels. "
+                f"Received: {len(found)}."
+            )
+        if not isinstance(criterion, Magnitude):  # which is right, and quick
+            for kernel, array in zip(kernels, found, strict=True):
+                _check_scores(kernel, array, criterion)
+        return dict(zip(indices, found, strict=True))
+
+    def _raise_masks(
+        self, group: Group, masks: list[Mask], count: int, scores: dict[int, Scores]
+    ) -> None:
+        unit = group.unit
+        by_unit = [unit.scores(self.kernels[i], scores[i], masks[i]) for i in group.indices]
+        stays = keep_masks(by_unit, count)
+        for i, stay in zip(group.indices, stays, strict=True):
+            new = unit.remove(self.kernels[i], scores[i], masks[i], stay)
+            self.constraints[i].mask.assign(new)
 
     # ---- zeros
 
@@ -286,16 +310,17 @@ class Session:
 
     def _check_counts(self) -> None:
         wrong = []
-        zeros = [kernel.zeros() for kernel in self.kernels]
-        for group, count in self._counts(self.target):
-            got = sum(zeros[index] for index in group)
+        held = [kernel.value() != 0 for kernel in self.kernels]
+        for group, count in self._counts(self.targets):
+            got = self._n_removed(group, held)
             if got < count:
-                name = self.kernels[group[0]].name if len(group) == 1 else "all kernels together"
-                wrong.append(f"{name} has {got} zeros of {count}")
+                one = len(group.indices) == 1
+                name = self.kernels[group.indices[0]].name if one else "all kernels together"
+                wrong.append(f"{name} has {got} {group.unit.plural} of {count}")
         wrong.extend(f"{name} has {n} weights back" for name, n in self._alive().items())
         if wrong:
             raise TfcompError(
-                f"The sparsity after training is not the {self.target:g} asked for: "
+                f"The sparsity after training is not the {self._asked(self.targets):g} asked for: "
                 f"{'; '.join(wrong)}. Look for what sets weights after PruneWeights."
             )
 
@@ -320,11 +345,19 @@ class Session:
         return PruningReport(
             kernels=measure(self.kernels),
             skipped=self.skipped,
-            asked=self.target,
+            asked=self._asked(self.targets),
             step=self.step,
-            end_step=self.settings.schedule.end_step,
+            end_step=max(schedule.end_step for schedule in self.targets),
             start_step=self.start_step,
             rezeroed=self.rezeroed,
+            unit=repr(self.settings.unit),
+            criterion=repr(self.settings.criterion),
+            overrides={
+                self.kernels[index].name: (self.targets[group.schedule], repr(group.unit))
+                for group in self.groups
+                for index in group.indices
+                if (group.schedule, group.unit) != (self.settings.schedule, self.settings.unit)
+            },
         )
 
 
@@ -337,6 +370,20 @@ def _mask_like_zeros(kernel: Kernel, constraint: Masked) -> int:
     zeros = kernel.zeros()
     by_itself = isinstance(constraint.constraint, keras.constraints.NonNeg)
     return 0 if by_itself or zeros == kernel.size else zeros
+
+
+def _check_scores(kernel: Kernel, scores: Scores, criterion: Any) -> None:
+    shape = tuple(kernel.variable.shape)
+    if scores.shape != shape:
+        received = f"shape {scores.shape}"
+    elif not np.isfinite(scores).all():
+        received = f"{np.count_nonzero(~np.isfinite(scores))} that are not finite"
+    else:
+        return
+    raise TfcompError(
+        f"{criterion!r} must give {kernel.name!r} finite scores of its shape, {shape}. Received: "
+        f"{received}."
+    )
 
 
 def _weak(value: Any) -> Callable[[], Any]:

@@ -5,21 +5,32 @@ from tfcomp.pruning.budget import Budget
 from tfcomp.pruning.criteria import Criterion, L1Norm, L2Norm, Random
 from tfcomp.pruning.geometric_median import FPGM
 from tfcomp.pruning.masks import Masked, keep_mask, keep_masks, pruned_count
-from tfcomp.pruning.schedules import ConstantSparsity, CosineDecay, PolynomialDecay, Schedule
+from tfcomp.pruning.schedules import (
+    ConstantSparsity,
+    CosineDecay,
+    IterativeSparsity,
+    PolynomialDecay,
+    Schedule,
+)
 from tfcomp.pruning.sensitivity import Sensitivity, sensitivity
 from tfcomp.pruning.shrink import LayerChannels, ShrinkReport, Spending, shrink
 from tfcomp.pruning.sparsity import Kernel, KernelSparsity, find_kernels
+from tfcomp.pruning.units import NM, Blocks, Kernels, Unit, Weights
 from tfcomp.pruning.weight_criteria import Magnitude, WeightCriterion
 
 __all__ = [
     "FPGM",
+    "NM",
     "BatchNormScale",
+    "Blocks",
     "Budget",
     "ConstantSparsity",
     "CosineDecay",
     "Criterion",
+    "IterativeSparsity",
     "Kernel",
     "KernelSparsity",
+    "Kernels",
     "L1Norm",
     "L2Norm",
     "LayerChannels",
@@ -31,7 +42,9 @@ __all__ = [
     "Sensitivity",
     "ShrinkReport",
     "Spending",
+    "Unit",
     "WeightCriterion",
+    "Weights",
     "find_kernels",
     "keep_mask",
     "keep_masks",

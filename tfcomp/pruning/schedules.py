@@ -263,6 +263,57 @@ class CosineDecay(_Ramp):
         return (1.0 + math.cos(math.pi * progress)) / 2.0
 
 
+@keras.saving.register_keras_serializable(package="tfcomp")
+class IterativeSparsity(Schedule):
+    """Prune, retrain, prune again: the same share of what is left goes in each round.
+
+    s_t = 1 − (1 − s_f)^(r/R) in round r of R, of which each takes `round_steps` steps; round 1
+    begins at `begin_step`. Train on for as long as the last round is to be retrained (Han, Pool,
+    Tran and Dally 2015, arXiv:1506.02626; with equal shares Frankle and Carbin 2018,
+    arXiv:1803.03635).
+
+    Args:
+        final_sparsity: s_f, the fraction removed from the last round on, in [0, 1).
+        rounds: R, 1 or more. 1 is one-shot pruning.
+        round_steps: Steps of training from one removal to the next.
+        begin_step: Steps before the first removal. Default 0.
+
+    Raises:
+        TfcompError: If an argument is out of its range.
+
+    Example:
+        >>> schedule = IterativeSparsity(0.875, rounds=3, round_steps=100)
+        >>> [schedule(step) for step in (0, 99, 100, 200, 1000)]
+        [0.5, 0.5, 0.75, 0.875, 0.875]
+    """
+
+    def __init__(
+        self, final_sparsity: float, rounds: int, round_steps: int, begin_step: int = 0
+    ) -> None:
+        self.final_sparsity = check_sparsity("final_sparsity", final_sparsity)
+        self.rounds = _check_step("rounds", rounds, 1)
+        self.round_steps = _check_step("round_steps", round_steps, 1)
+        self.begin_step = _check_step("begin_step", begin_step)
+        self.end_step = self.begin_step + (self.rounds - 1) * self.round_steps
+
+    def __call__(self, step: int) -> float:
+        if step < self.begin_step:
+            return 0.0
+        if step >= self.end_step:
+            return self.final_sparsity
+        done = 1 + (step - self.begin_step) // self.round_steps
+        # The power rounds, and could pass the end by the last bit.
+        return min(1 - (1 - self.final_sparsity) ** (done / self.rounds), self.final_sparsity)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "final_sparsity": self.final_sparsity,
+            "rounds": self.rounds,
+            "round_steps": self.round_steps,
+            "begin_step": self.begin_step,
+        }
+
+
 def _check_step(name: str, value: Any, least: int = 0) -> int:
     # Steps computed from batch counts often arrive as 1200.0 or np.float64(1200).
     whole = (

@@ -20,10 +20,14 @@ class Kernel:
     Attributes:
         name: The variable's path, `"model/conv/kernel"`; numbered where two are the same.
         variable: The model's own variable.
+        input_axis: The axis that is summed over with the inputs; None in depthwise kernels.
+        window_axes: How many of the first axes are places in a convolution's window.
     """
 
     name: str
     variable: Any
+    input_axis: int | None = 0
+    window_axes: int = 0
 
     @property
     def size(self) -> int:
@@ -69,7 +73,12 @@ def total_sparsity(measured: Iterable[KernelSparsity]) -> float:
 
 
 def find_kernels(
-    model: keras.Model, *, skip: Iterable[Any] = (), depthwise: bool = False
+    model: keras.Model,
+    *,
+    skip: Iterable[Any] = (),
+    depthwise: bool = False,
+    first: bool = True,
+    last: bool = True,
 ) -> tuple[tuple[Kernel, ...], dict[str, str]]:
     """The kernels of a model that weight pruning treats, and why it leaves the others.
 
@@ -85,6 +94,8 @@ def find_kernels(
         depthwise: Whether to take depthwise kernels as well. Default False: of their few
             weights every one matters, and papers on MobileNets spare them (Zhu and Gupta
             2017, arXiv:1710.01878).
+        first: Whether to take the first kernel, in the order of `model.weights`. Default True.
+        last: Whether to take the last kernel, in the same order. Default True.
 
     Returns:
         The kernels in the order of `model.weights`, and for each other weight the reason.
@@ -105,9 +116,10 @@ def find_kernels(
     spared = holders.spared(skip, [variable.path for variable in model.weights])
     kernels: list[Kernel] = []
     skipped: dict[str, str] = {}
+    ends = [variable for variable in model.weights if _is_kernel(variable)]
     for name, variable in _named(model.weights):
         reason = None
-        if len(variable.shape) < 2 or not f"_{variable.name}".endswith("_kernel"):
+        if not _is_kernel(variable):
             reason = "not a kernel"
         elif id(variable) not in trainable:
             reason = "frozen: not among the model's trainable variables"
@@ -115,11 +127,19 @@ def find_kernels(
             reason = "spared by `skip`"
         elif not depthwise and holders.is_depthwise(variable):
             reason = "depthwise: few weights, each of them needed; `depthwise=True` takes them"
+        elif not first and variable is ends[0]:
+            reason = "spared by `first=False`"
+        elif not last and variable is ends[-1]:
+            reason = "spared by `last=False`"
         if reason is None:
-            kernels.append(Kernel(name, variable))
+            kernels.append(Kernel(name, variable, *holders.axes(variable)))
         else:
             skipped[name] = reason
     return tuple(kernels), skipped
+
+
+def _is_kernel(variable: Any) -> bool:
+    return len(variable.shape) > 1 and f"_{variable.name}".endswith("_kernel")
 
 
 def find_scales(model: keras.Model) -> list[Any]:
@@ -131,6 +151,21 @@ def find_scales(model: keras.Model) -> list[Any]:
         if variable.name == "gamma"
         and holders.is_held_by(variable, (keras.layers.BatchNormalization,))
     ]
+
+
+_TRANSPOSED = (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
+
+
+def _summed_axis(equation: str, rank: int) -> int:
+    """The last axis of an einsum's second operand that its result does not have."""
+    operands, result = equation.replace(" ", "").split("->")
+    letters = operands.split(",")[1].replace("...", "")
+    summed = [axis for axis, letter in enumerate(letters) if letter not in result]
+    return summed[-1] if summed and len(letters) == rank else rank - 2
 
 
 class _Holders:
@@ -162,6 +197,16 @@ class _Holders:
         """Whether a depthwise layer holds it, or a separable one as its depthwise part."""
         kinds = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
         return variable.name.startswith("depthwise") or self.is_held_by(variable, kinds)
+
+    def axes(self, variable: Any) -> tuple[int | None, int]:
+        """The axis of a kernel's inputs, and how many axes its window has."""
+        rank = len(variable.shape)
+        for key, layer in self._layers.items():
+            if isinstance(layer, keras.layers.EinsumDense) and id(variable) in self._variables[key]:
+                return _summed_axis(layer.equation, rank), 0
+        if self.is_depthwise(variable):
+            return None, rank - 2
+        return rank - (1 if self.is_held_by(variable, _TRANSPOSED) else 2), rank - 2
 
     def is_held_by(self, variable: Any, kinds: tuple[type, ...]) -> bool:
         """Whether a layer of one of these classes holds it itself."""

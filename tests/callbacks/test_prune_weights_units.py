@@ -1,0 +1,382 @@
+"""PruneWeights with units, criteria and overrides: counts that NumPy finds in the weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from tfcomp.callbacks import PruneWeights
+from tfcomp.errors import TfcompError
+from tfcomp.pruning import (
+    NM,
+    Blocks,
+    ConstantSparsity,
+    IterativeSparsity,
+    Kernel,
+    Kernels,
+    PolynomialDecay,
+    Unit,
+    WeightCriterion,
+    Weights,
+)
+
+rng = np.random.default_rng(0)
+X = rng.normal(size=(32, 6, 6, 3)).astype("float32")
+Y = rng.normal(size=(32, 3)).astype("float32")
+STEPS = 4  # in one epoch of batches of 8
+
+
+@pytest.fixture(autouse=True)
+def _strict() -> Iterator[None]:
+    keras.utils.set_random_seed(7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", ".*ran out of data", UserWarning)
+        yield
+
+
+def network(**kernel: Any) -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 3)),
+            keras.layers.Conv2D(8, 3, activation="relu", name="stem", **kernel),
+            keras.layers.Conv2D(10, 3, activation="relu", name="conv", **kernel),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3, name="logits", **kernel),
+        ],
+        name="m",
+    )
+
+
+def fit(prune: Any, *others: Any, epochs: int = 2, model: Any = None, **options: Any) -> Any:
+    model = network() if model is None else model
+    if not model.compiled:
+        model.compile(options.pop("optimizer", None) or keras.optimizers.Adam(0.01), "mse")
+    model.fit(X, Y, batch_size=8, epochs=epochs, verbose=0, callbacks=[prune, *others], **options)
+    return model
+
+
+def kernels(model: Any) -> dict[str, np.ndarray]:
+    return {
+        layer.name: np.asarray(layer.kernel) for layer in model.layers if hasattr(layer, "kernel")
+    }
+
+
+def obeying(kernel: np.ndarray, n: int, m: int) -> tuple[int, int]:
+    """How many groups of m along the inputs have at most n that are not zero, and of how many."""
+    lines = np.moveaxis(kernel, -2, -1).reshape(-1, kernel.shape[-2])
+    groups = [line[start : start + m] for line in lines for start in range(0, len(line), m)]
+    return sum(int(np.count_nonzero(group)) <= n for group in groups), len(groups)
+
+
+def zero_blocks(kernel: np.ndarray, height: int, width: int) -> tuple[int, int]:
+    matrices = kernel.reshape(-1, *kernel.shape[-2:])
+    blocks = [
+        matrix[i : i + height, j : j + width]
+        for matrix in matrices
+        for i in range(0, matrix.shape[0], height)
+        for j in range(0, matrix.shape[1], width)
+    ]
+    return sum(not block.any() for block in blocks), len(blocks)
+
+
+def zero_windows(kernel: np.ndarray) -> tuple[int, int]:
+    if kernel.ndim == 2:
+        return int((kernel == 0).sum()), kernel.size
+    return int((~kernel.any(axis=(0, 1))).sum()), kernel.shape[-1] * kernel.shape[-2]
+
+
+COUNTED = [
+    (NM(2, 4), 0.5, lambda k: obeying(k, 2, 4), 1.0),
+    (NM(1, 4), 0.75, lambda k: obeying(k, 1, 4), 1.0),
+    (Blocks(2, 4), 0.6, lambda k: zero_blocks(k, 2, 4), 0.6),
+    (Kernels(), 0.45, zero_windows, 0.45),
+]
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("ramped", [False, True])
+@pytest.mark.parametrize(("unit", "sparsity", "counted", "share"), COUNTED, ids=str)
+def test_counts_are_exact(
+    unit: Unit, sparsity: float, counted: Any, share: float, ramped: bool, scope: Any
+) -> None:
+    schedule: Any = ConstantSparsity(sparsity)
+    if ramped:
+        schedule = PolynomialDecay(0.0, sparsity, 0, 2 * STEPS, frequency=1)
+    prune = PruneWeights(schedule, unit=unit, scope=scope)
+    model = fit(prune)
+    found = [counted(kernel) for kernel in kernels(model).values()]
+    if scope == "global":
+        found = [tuple(map(sum, zip(*found, strict=True)))]
+    for got, total in found:
+        expected = total if share == 1 else math.floor(share * total + 0.5)
+        assert got == expected
+    assert prune.report is not None
+    assert prune.report.asked == sparsity
+    assert repr(unit) in str(prune.report)
+
+
+class Shares(keras.callbacks.Callback):
+    """The share of groups that obey, after each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[float] = []
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        obey, total = obeying(np.asarray(self.model.get_layer("conv").kernel), 2, 4)
+        self.found.append(obey / total)
+
+
+def test_a_schedule_ramps_the_share_of_groups_that_obey() -> None:
+    shares = Shares()
+    schedule = PolynomialDecay(0.0, 0.5, 0, 8, power=1, frequency=1)
+    fit(PruneWeights(schedule, unit=NM(2, 4)), shares)
+    expected = [math.floor(2 * schedule(t) * 180 + 0.5) / 180 for t in range(1, 9)]
+    assert shares.found == expected
+
+
+@pytest.mark.parametrize("end", [0.4, 0.75])
+def test_n_m_with_another_end_is_refused(end: float) -> None:
+    with pytest.raises(TfcompError, match=r"one sparsity: expected a schedule that ends at 0\.5"):
+        PruneWeights(ConstantSparsity(end), unit=NM(2, 4))
+
+
+def test_n_m_of_a_depthwise_kernel_is_refused() -> None:
+    model = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.DepthwiseConv2D(3, name="d")])
+    model.compile("sgd", "mse")
+    prune = PruneWeights(ConstantSparsity(0.5), unit=NM(), depthwise=True)
+    with pytest.raises(TfcompError, match="depthwise kernel"):
+        model.fit(X, rng.normal(size=(32, 4, 4, 3)), callbacks=[prune], verbose=0)
+
+
+# ---- what sparsity survives
+
+
+@pytest.mark.parametrize(("unit", "sparsity", "counted", "share"), COUNTED, ids=str)
+@pytest.mark.parametrize("way", ["ema", "stopping", "accumulation", "mixed"])
+def test_training_of_all_kinds_leaves_the_counts(
+    way: str, unit: Unit, sparsity: float, counted: Any, share: float
+) -> None:
+    others: list[Any] = []
+    optimizer: Any = keras.optimizers.Adam(0.01)
+    model = network(dtype="mixed_bfloat16") if way == "mixed" else network()
+    if way == "ema":
+        optimizer = keras.optimizers.Adam(0.01, use_ema=True, ema_overwrite_frequency=3)
+    if way == "stopping":
+        others = [keras.callbacks.EarlyStopping("loss", patience=0, restore_best_weights=True)]
+    if way == "accumulation":
+        optimizer = keras.optimizers.Adam(0.01, gradient_accumulation_steps=3)
+    model.compile(optimizer, "mse", jit_compile=False)
+    fit(PruneWeights(ConstantSparsity(sparsity), unit=unit), *others, model=model)
+    for kernel in kernels(model).values():
+        got, total = counted(kernel.astype(np.float32))
+        assert got == (total if share == 1 else math.floor(share * total + 0.5))
+
+
+@pytest.mark.parametrize(("unit", "sparsity", "counted", "share"), COUNTED, ids=str)
+def test_a_saved_model_keeps_its_zeros(
+    tmp_path: pathlib.Path, unit: Unit, sparsity: float, counted: Any, share: float
+) -> None:
+    model = fit(PruneWeights(ConstantSparsity(sparsity), unit=unit))
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    fit(PruneWeights.from_zeros(), model=loaded)
+    before, after = kernels(model), kernels(loaded)
+    for name in before:
+        assert ((before[name] == 0) <= (after[name] == 0)).all()
+        assert counted(after[name]) == counted(before[name])
+        assert (after[name] != before[name]).any()  # it did train
+
+
+def test_training_resumes_where_it_was(tmp_path: pathlib.Path) -> None:
+    def prune() -> PruneWeights:
+        return PruneWeights(PolynomialDecay(0.0, 0.5, 0, 12, frequency=1), unit=NM(2, 4))
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    backup = str(tmp_path / "b")
+    with pytest.raises(KeyboardInterrupt):
+        fit(prune(), keras.callbacks.BackupAndRestore(backup), Stop(), epochs=3)
+    second = prune()
+    model = fit(second, keras.callbacks.BackupAndRestore(backup), epochs=3)
+    assert second.report is not None
+    assert (second.report.start_step, second.report.step) == (8, 12)
+    assert all(len(set(obeying(k, 2, 4))) == 1 for k in kernels(model).values())
+
+
+def test_another_unit_goes_on_from_the_zeros_there_are() -> None:
+    model = fit(PruneWeights(ConstantSparsity(0.3)))
+    before = {name: kernel == 0 for name, kernel in kernels(model).items()}
+    fit(PruneWeights.from_zeros(ConstantSparsity(0.5), unit=NM(2, 4)), model=model)
+    for name, kernel in kernels(model).items():
+        assert len(set(obeying(kernel, 2, 4))) == 1
+        assert (before[name] <= (kernel == 0)).all()
+
+
+# ---- criteria
+
+
+class Largest(WeightCriterion):
+    """The largest go first; scores below zero, which removed weights must stay below."""
+
+    def scores(self, model: Any, kernels: Sequence[Kernel]) -> list[np.ndarray]:
+        return [-np.abs(kernel.value()) for kernel in kernels]
+
+
+def test_a_criterion_of_ones_own() -> None:
+    model = network()
+    start = kernels(model)
+    schedule = PolynomialDecay(0.2, 0.5, 0, 4, frequency=1)
+    fit(
+        PruneWeights(schedule, criterion=Largest()),
+        model=model,
+        optimizer=keras.optimizers.SGD(0.0),
+    )
+    for name, kernel in kernels(model).items():
+        size = kernel.size
+        order = np.argsort(-np.abs(start[name]).reshape(-1), kind="stable")
+        gone = np.zeros(size, bool)
+        gone[order[: math.floor(size / 2 + 0.5)]] = True
+        np.testing.assert_array_equal(kernel.reshape(-1) == 0, gone)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda k: np.zeros(3), "finite scores of its shape"),
+        (lambda k: np.full(k.variable.shape, np.nan), "not finite"),
+    ],
+)
+def test_wrong_scores_are_refused(bad: Any, message: str) -> None:
+    class Bad(WeightCriterion):
+        def scores(self, model: Any, kernels: Sequence[Kernel]) -> list[np.ndarray]:
+            return [bad(kernel) for kernel in kernels]
+
+    with pytest.raises(TfcompError, match=message):
+        fit(PruneWeights(ConstantSparsity(0.5), criterion=Bad()))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("unit", "2:4"), ("unit", NM), ("criterion", "magnitude")]
+)
+def test_what_is_no_unit_or_criterion_is_refused(argument: str, value: Any) -> None:
+    with pytest.raises(TfcompError, match=f"`{argument}` must be a tfcomp.pruning"):
+        PruneWeights(ConstantSparsity(0.5), **{argument: value})
+
+
+# ---- overrides, first and last
+
+
+def shares_of_zeros(model: Any) -> dict[str, float]:
+    return {name: float((kernel == 0).mean()) for name, kernel in kernels(model).items()}
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_overrides(scope: Any) -> None:
+    prune = PruneWeights(
+        PolynomialDecay(0.0, 0.75, 0, 8, frequency=1),
+        scope=scope,
+        overrides={"st*": None, "conv": 0.5, "con?": NM(2, 4)},
+    )
+    model = fit(prune)
+    found = shares_of_zeros(model)
+    assert found["stem"] == 0
+    assert obeying(kernels(model)["conv"], 2, 4) == (180, 180)
+    assert found["logits"] == math.floor(0.75 * 120 + 0.5) / 120
+    report = prune.report
+    assert report is not None
+    assert list(report.overrides.values()) == [(0.5, "NM(n=2, m=4)")]
+    assert "None" in next(why for name, why in report.skipped.items() if "stem/kernel" in name)
+    expected = (0.5 * 720 + 0.75 * 120) / 840
+    assert report.asked == pytest.approx(expected)
+    assert "asked 0.5000, NM" in str(report)
+    json.dumps(report.to_dict())
+
+
+def test_an_override_follows_the_course_of_the_schedule() -> None:
+    class Zeros(keras.callbacks.Callback):
+        def __init__(self) -> None:
+            super().__init__()
+            self.found: list[list[int]] = []
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.found.append([int((k == 0).sum()) for k in kernels(self.model).values()])
+
+    schedule = PolynomialDecay(0.0, 0.8, 0, 8, frequency=1)
+    zeros = Zeros()
+    fit(PruneWeights(schedule, overrides={"logits": 0.4}), zeros)
+    for t, (stem, _, logits) in enumerate(zeros.found, 1):
+        assert stem == math.floor(schedule(t) * 216 + 0.5)
+        assert logits == math.floor(schedule(t) / 2 * 120 + 0.5)
+
+
+def test_a_schedule_of_its_own_is_waited_for() -> None:
+    prune = PruneWeights(ConstantSparsity(0.5), overrides={"conv": ConstantSparsity(0.25, 100)})
+    with pytest.warns(UserWarning, match="of the 100 that"):
+        model = fit(prune)
+    assert shares_of_zeros(model)["conv"] == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"cnov*": 0.5}, "which is of none. There are: "),
+        ({"conv": 80}, "Did you mean 0.8"),
+        ({"conv": "half"}, "fraction"),
+        ({3: 0.5}, "patterns"),
+        ([("conv", 0.5)], "must be a dict"),
+        ({"conv": NM(2, 4)}, "one sparsity"),
+    ],
+)
+def test_wrong_overrides_are_refused(overrides: Any, message: str) -> None:
+    with pytest.raises(TfcompError, match=message):
+        fit(PruneWeights(ConstantSparsity(0.6), overrides=overrides))
+
+
+def test_first_and_last_can_be_spared() -> None:
+    prune = PruneWeights(ConstantSparsity(0.5), first=False, last=False)
+    model = fit(prune)
+    assert shares_of_zeros(model) == {"stem": 0, "conv": 0.5, "logits": 0}
+    assert prune.report is not None
+    reasons = set(prune.report.skipped.values())
+    assert {"spared by `first=False`", "spared by `last=False`"} <= reasons
+
+
+def test_configuration() -> None:
+    prune = PruneWeights(
+        IterativeSparsity(0.5, 2, 3),
+        unit=NM(2, 4),
+        first=False,
+        overrides={"a": None, "b": 0.5, "c": Weights(), "d": ConstantSparsity(0.5, 3)},
+    )
+    data = json.loads(json.dumps(keras.saving.serialize_keras_object(prune)))
+    again = keras.saving.deserialize_keras_object(data)
+    assert again.get_config() == prune.get_config()
+    assert again.unit == NM(2, 4)
+
+
+def test_iterative_rounds() -> None:
+    schedule = IterativeSparsity(0.8, rounds=4, round_steps=2, begin_step=1)
+    model = network()
+    found: list[int] = []
+    count = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: found.append(
+            int((np.asarray(model.get_layer("conv").kernel) == 0).sum())
+        )
+    )
+    fit(PruneWeights(schedule), count, model=model)
+    rounds = [0, 1, 1, 2, 2, 3, 3, 4, 4][1:]
+    expected = [math.floor((1 - 0.2 ** (r / 4)) * 720 + 0.5) for r in rounds]
+    assert found == expected
