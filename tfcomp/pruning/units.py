@@ -67,7 +67,7 @@ class Unit(abc.ABC):
 
     def removed(self, kernel: Kernel, keep: Mask) -> Mask:
         """Which of the parts a mask has removed, shape [count]."""
-        gone: Mask = ~self.split(kernel, keep, fill=False).any(axis=1)
+        gone: Mask = np.logical_not(np.any(self.split(kernel, keep, fill=False), axis=1))
         return gone
 
     def n_removed(self, kernel: Kernel, keep: Mask) -> int:
