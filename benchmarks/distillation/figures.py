@@ -213,16 +213,17 @@ def _ratio(value: dict[str, float] | None) -> str:
     return f"{value['ratio']:.2f} ({value['low']:.2f}–{value['high']:.2f})"
 
 
-def put(marker: str, text: str) -> None:
+def put(marker: str, text: str, path: pathlib.Path = PAGE) -> None:
     """Replaces what stands between the comments of that name; adds them where there are none."""
-    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Distillation\n"
+    title = f"# {path.stem.capitalize()}\n"
+    page = path.read_text(encoding="utf-8") if path.exists() else title
     block = f"<!-- {marker} -->\n{text}\n<!-- /{marker} -->"
     pattern = f"<!-- {marker} -->.*<!-- /{marker} -->"
     if re.search(pattern, page, flags=re.DOTALL):
         page = re.sub(pattern, lambda _: block, page, flags=re.DOTALL)
     else:
         page = f"{page.rstrip()}\n\n{block}\n"
-    write_text(PAGE, page)
+    write_text(path, page)
 
 
 def main(_: list[str]) -> None:

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from tfcomp.errors import TfcompError
 from tfcomp.pruning import Masked, find_kernels, keep_mask, keep_masks, pruned_count
+from tfcomp.pruning import masks as pruning_masks
 
 # Few distinct values make many ties; wide ones, few.
 values = st.sampled_from([0.0, 0.5, 1.0, 2.0]) | st.floats(
@@ -27,11 +28,11 @@ arrays = hnp.arrays(
 def sorted_masks(scores: list[np.ndarray], count: int) -> list[np.ndarray]:
     """The same by a stable sort of (score, array, index)."""
     rows = [
-        (float("inf") if np.isnan(value) else float(value), which, index)
+        (bool(np.isnan(value)), 0.0 if np.isnan(value) else float(value), which, index)
         for which, array in enumerate(scores)
         for index, value in enumerate(array.reshape(-1))
     ]
-    gone = {(which, index) for _, which, index in sorted(rows)[:count]}
+    gone = {(which, index) for *_, which, index in sorted(rows)[:count]}
     return [
         np.array([(w, i) not in gone for i in range(a.size)], bool).reshape(a.shape)
         for w, a in enumerate(scores)
@@ -59,6 +60,34 @@ def test_masks_nest_as_the_count_grows(scores: np.ndarray, data: st.DataObject) 
     few = data.draw(st.integers(0, scores.size))
     many = data.draw(st.integers(few, scores.size))
     assert not (keep_mask(scores, many) & ~keep_mask(scores, few)).any()
+
+
+LARGE = {
+    "normal": lambda rng: rng.normal(size=(700, 500)),
+    "few values": lambda rng: rng.integers(0, 3, size=(700, 500)),
+    "one value": lambda rng: np.zeros((700, 500)),
+    "NaN among them": lambda rng: np.where(rng.random((700, 500)) < 0.2, np.nan, rng.random()),
+    "removed among them": lambda rng: np.where(
+        rng.random((700, 500)) < 0.5, -np.inf, rng.random((700, 500))
+    ),
+    "one apart": lambda rng: np.arange(350_000.0)[::-1].reshape(700, 500) ** 3,
+}
+
+
+@pytest.mark.parametrize("share", [1e-6, 0.003, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("misled", [False, True])
+def test_many_scores(name: str, share: float, misled: bool, monkeypatch: Any) -> None:
+    if misled:
+        monkeypatch.setattr(pruning_masks, "_bracket", lambda *_: (1e30, 1e31))
+    rng = np.random.default_rng(3)
+    scores = [LARGE[name](rng).astype(np.float32), rng.normal(size=1000).astype(np.float32)]
+    count = max(round(share * 351_000), 1)
+    masks = keep_masks(scores, count)
+    order = np.argsort(np.concatenate([a.reshape(-1) for a in scores]), kind="stable")
+    expected = np.ones(351_000, np.bool_)
+    expected[order[:count]] = False
+    np.testing.assert_array_equal(np.concatenate([m.reshape(-1) for m in masks]), expected)
 
 
 @pytest.mark.parametrize("count", range(6))

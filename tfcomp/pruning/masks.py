@@ -15,6 +15,9 @@ from tfcomp.errors import TfcompError
 Mask = npt.NDArray[np.bool_]
 Scores = npt.NDArray[Any]
 
+# How many scores tell where about the threshold is.
+_SAMPLE = 1 << 16
+
 
 def pruned_count(size: int, sparsity: float) -> int:
     """How many of `size` weights are zero at `sparsity`: ⌊sparsity·size + ½⌋, but never all.
@@ -40,8 +43,8 @@ def keep_masks(scores: Sequence[Scores], count: int) -> list[Mask]:
     """Masks that leave out the `count` lowest scores of all the arrays taken together.
 
     Exact at any count: among equal scores the first are left out, in the order of the arrays
-    and then of their flat (C order) index. NaN ranks above everything. Takes O(n) time and
-    one flat copy of the scores.
+    and then of their flat (C order) index. NaN ranks above everything. Takes O(n) time, and
+    memory for some masks: but a few of many scores are copied.
 
     Args:
         scores: Arrays of any shape, higher for what matters more.
@@ -65,15 +68,21 @@ def keep_masks(scores: Sequence[Scores], count: int) -> list[Mask]:
         )
     if count == 0:
         return [np.ones(array.shape, np.bool_) for array in scores]
-    threshold, ties = _threshold(scores, count, total)
-    masks = []
-    for array in scores:
-        ranked = _ranked(array)
-        keep = ranked > threshold
-        equal = np.flatnonzero(ranked == threshold)
-        keep.flat[equal[ties:]] = True
-        ties -= min(ties, equal.size)
-        masks.append(keep)
+    dtype = np.result_type(np.float32, *(array.dtype for array in scores))
+    # At least float32, since NumPy cannot partition bfloat16.
+    ranked = [array.astype(dtype, copy=False) for array in scores]
+    threshold = _threshold(ranked, count, total)
+    if np.isnan(threshold):  # even of these some are to go: the first
+        ranked = [np.where(np.isnan(array), np.inf, array) for array in ranked]
+        threshold = _threshold(ranked, count, total)
+    # Not `array > threshold`, which does not hold for NaN.
+    masks: list[Mask] = [np.logical_not(array <= threshold) for array in ranked]
+    spare = total - sum(int(np.count_nonzero(mask)) for mask in masks) - count
+    for array, mask in zip(reversed(ranked), reversed(masks), strict=True):
+        if spare:  # the last of those equal to the threshold stay
+            equal = np.flatnonzero(array == threshold)
+            mask.flat[equal[max(equal.size - spare, 0) :]] = True
+            spare -= min(spare, equal.size)
     return masks
 
 
@@ -97,24 +106,42 @@ def keep_mask(scores: Scores, count: int) -> Mask:
     return keep_masks([scores], count)[0]
 
 
-def _threshold(scores: Sequence[Scores], count: int, total: int) -> tuple[Any, int]:
-    """The `count`-th lowest score, and how many of those equal to it are left out."""
-    dtype = np.result_type(np.float32, *(array.dtype for array in scores))
-    flat = np.empty(total, dtype)
-    start = 0
+def _threshold(scores: Sequence[Scores], count: int, total: int) -> Any:
+    """The `count`-th lowest score; NaN ranks last."""
+    low, high = _bracket(scores, count, total)
+    below = 0
+    between = []
     for array in scores:
-        flat[start : start + array.size] = _ranked(array).reshape(-1)
-        start += array.size
-    flat.partition(count - 1)
-    threshold = flat[count - 1]
-    return threshold, count - int(np.count_nonzero(flat[:count] < threshold))
+        flat = array.reshape(-1)
+        less = flat < low
+        below += int(np.count_nonzero(less))
+        between.append(flat[less ^ (flat <= high)])
+    if not below < count <= below + sum(part.size for part in between):  # the sample misled
+        below, between = 0, [array.reshape(-1) for array in scores]
+    near = np.concatenate(between)
+    near.partition(count - below - 1)
+    return near[count - below - 1]
 
 
-def _ranked(array: Scores) -> Scores:
-    """At least float32, since NumPy cannot partition bfloat16, and without NaN."""
-    values = array.astype(np.result_type(np.float32, array.dtype), copy=False)
-    unknown = np.isnan(values)
-    return np.where(unknown, np.inf, values) if unknown.any() else values
+def _bracket(scores: Sequence[Scores], count: int, total: int) -> tuple[Any, Any]:
+    """Two values that the `count`-th lowest score most likely lies between.
+
+    From a sample, so that but a few scores of many need to be copied and partitioned.
+    """
+    if total < 4 * _SAMPLE:
+        return -np.inf, np.inf
+    rng = np.random.default_rng(0)
+    taken = [rng.integers(array.size, size=_SAMPLE * array.size // total) for array in scores]
+    sample = np.concatenate([a.reshape(-1)[at] for a, at in zip(scores, taken, strict=True)])
+    sample.sort()
+    share = count / total
+    # Five standard deviations of a share among so many.
+    margin = 5 * math.sqrt(sample.size * share * (1 - share)) + 5
+    first, last = math.floor(share * sample.size - margin), math.ceil(share * sample.size + margin)
+    # NaN, which sorts last, would compare as neither.
+    low = sample[first] if first >= 0 else -np.inf
+    high = sample[last] if last < sample.size else np.inf
+    return -np.inf if np.isnan(low) else low, np.inf if np.isnan(high) else high
 
 
 class Masked(keras.constraints.Constraint):

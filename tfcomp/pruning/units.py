@@ -157,6 +157,8 @@ class Weights(Unit):
         return keep.size - int(np.count_nonzero(keep))
 
     def scores(self, kernel: Kernel, scores: Array, keep: Mask) -> Array:
+        if keep.all():
+            return scores.reshape(-1)
         # Below every score: what was removed stays so, beside weights that happen to be zero.
         # A float would not do: NumPy 1 knows no common type of it and bfloat16.
         return np.where(keep, scores, scores.dtype.type(-np.inf)).reshape(-1)
