@@ -1,9 +1,15 @@
 """Fewer weights: pruned to zero by schedule and mask, or channels removed physically."""
 
+from tfcomp.pruning.activation_criteria import (
+    ActivationMean,
+    ActivationStandardDeviation,
+    APoZ,
+)
 from tfcomp.pruning.batch_norm_scale import BatchNormScale
 from tfcomp.pruning.budget import Budget
 from tfcomp.pruning.criteria import Criterion, L1Norm, L2Norm, Random
 from tfcomp.pruning.geometric_median import FPGM
+from tfcomp.pruning.hrank import HRank
 from tfcomp.pruning.masks import Masked, keep_mask, keep_masks, pruned_count
 from tfcomp.pruning.schedules import (
     ConstantSparsity,
@@ -15,18 +21,23 @@ from tfcomp.pruning.schedules import (
 from tfcomp.pruning.sensitivity import Sensitivity, sensitivity
 from tfcomp.pruning.shrink import LayerChannels, ShrinkReport, Spending, shrink
 from tfcomp.pruning.sparsity import Kernel, KernelSparsity, find_kernels
+from tfcomp.pruning.taylor import Oracle, Taylor
 from tfcomp.pruning.units import NM, Blocks, Kernels, Unit, Weights
 from tfcomp.pruning.weight_criteria import Magnitude, WeightCriterion
 
 __all__ = [
     "FPGM",
     "NM",
+    "APoZ",
+    "ActivationMean",
+    "ActivationStandardDeviation",
     "BatchNormScale",
     "Blocks",
     "Budget",
     "ConstantSparsity",
     "CosineDecay",
     "Criterion",
+    "HRank",
     "IterativeSparsity",
     "Kernel",
     "KernelSparsity",
@@ -36,12 +47,14 @@ __all__ = [
     "LayerChannels",
     "Magnitude",
     "Masked",
+    "Oracle",
     "PolynomialDecay",
     "Random",
     "Schedule",
     "Sensitivity",
     "ShrinkReport",
     "Spending",
+    "Taylor",
     "Unit",
     "WeightCriterion",
     "Weights",

@@ -21,10 +21,13 @@ from tfcomp.graph import (
     remove_units,
     removed_channels,
 )
+from tfcomp.pruning.activation_criteria import ActivationMean, ActivationStandardDeviation, APoZ
 from tfcomp.pruning.batch_norm_scale import BatchNormScale
 from tfcomp.pruning.budget import Budget
 from tfcomp.pruning.criteria import Criterion, L1Norm, L2Norm, Random, Scores
 from tfcomp.pruning.geometric_median import FPGM
+from tfcomp.pruning.hrank import HRank
+from tfcomp.pruning.taylor import Oracle, Taylor
 
 CRITERIA: dict[str, type[Criterion]] = {
     "l1": L1Norm,
@@ -33,6 +36,14 @@ CRITERIA: dict[str, type[Criterion]] = {
     "batch_norm_scale": BatchNormScale,
     "random": Random,
 }
+# These look at data, the last two at the model's compiled loss as well.
+DATA_CRITERIA: dict[str, Callable[[Any], Criterion]] = {
+    "apoz": APoZ,
+    "activation_mean": ActivationMean,
+    "activation_standard_deviation": ActivationStandardDeviation,
+    "hrank": HRank,
+}
+LOSS_CRITERIA: dict[str, Callable[[Any, Any], Criterion]] = {"taylor": Taylor, "oracle": Oracle}
 SCOPES = ("local", "global")
 
 Mask = npt.NDArray[np.bool_]
@@ -142,6 +153,7 @@ def shrink(
     spare: Iterable[str] = (),
     *,
     budget: Budget | None = None,
+    data: Any = None,
 ) -> tuple[keras.Model, ShrinkReport]:
     """Removes channels of the lowest importance, with all that depends on them.
 
@@ -161,7 +173,8 @@ def shrink(
             count once. Or a fraction for each of some layers, by name, with scope="local": the
             others keep all, and of coupled layers the smallest counts.
         criterion: A `Criterion`, or "l1" (the default), "l2", "fpgm", "batch_norm_scale" or
-            "random".
+            "random"; with `data` "apoz", "activation_mean", "activation_standard_deviation" or
+            "hrank", and for a compiled model "taylor" or "oracle".
         scope: "local" (the default) removes the same fraction everywhere; "global" compares
             channels of all layers.
         round_to: Each layer keeps a multiple of so many channels (or all that it has), by
@@ -169,6 +182,8 @@ def shrink(
         spare: Names of layers whose output channels are to stay.
         budget: In place of `ratio`: as few channels are removed as keep to it, found by halving
             the range of ratios.
+        data: What criteria by name are to look at: inputs as arrays, (inputs, labels), or a
+            batched `tf.data.Dataset` of either. A criterion that is an object has its own.
 
     Returns:
         The smaller model, uncompiled, and a report of what was removed, and what not and why.
@@ -195,7 +210,7 @@ def shrink(
     _check_round_to(round_to)
     if scope not in SCOPES:
         raise TfcompError(_unknown("scope", scope, SCOPES))
-    judge = _criterion(criterion)
+    judge = _criterion(criterion, model, data)
     found = dependencies(model, spare)
     ratio = _checked_ratio(ratio, budget, scope, found)
     if ratio and not found.n_units:
@@ -384,17 +399,47 @@ def _layer_channels(found: Dependencies, removed: list[int]) -> Iterator[LayerCh
         yield LayerChannels(name, type(producer.layer).__name__, before, after)
 
 
-def _criterion(criterion: str | Criterion) -> Criterion:
+def _criterion(criterion: str | Criterion, model: keras.Model, data: Any) -> Criterion:
     if isinstance(criterion, Criterion):
+        _refuse_data(data, repr(criterion))
         return criterion
     if isinstance(criterion, str) and criterion in CRITERIA:
+        _refuse_data(data, repr(criterion))
         return CRITERIA[criterion]()
+    if isinstance(criterion, str) and criterion in (*DATA_CRITERIA, *LOSS_CRITERIA):
+        return _data_criterion(criterion, model, data)
     if isinstance(criterion, type) and issubclass(criterion, Criterion):
         raise TfcompError(
             f"`criterion` must be an instance. Received: the class {criterion.__name__}. "
             f"Write {criterion.__name__}()."
         )
-    raise TfcompError(_unknown("criterion", criterion, tuple(CRITERIA), "a Criterion or "))
+    known = (*CRITERIA, *DATA_CRITERIA, *LOSS_CRITERIA)
+    raise TfcompError(_unknown("criterion", criterion, known, "a Criterion or "))
+
+
+def _data_criterion(criterion: str, model: keras.Model, data: Any) -> Criterion:
+    if data is None:
+        raise TfcompError(
+            f"criterion={criterion!r} expects `data` to look at. Received: none. Pass data=images, "
+            "or a dataset."
+        )
+    if criterion in DATA_CRITERIA:
+        return DATA_CRITERIA[criterion](data)
+    loss = getattr(model, "loss", None)
+    if not model.compiled or loss is None:
+        raise TfcompError(
+            f"criterion={criterion!r} expects a model compiled with a loss. Received: none in "
+            f"{model.name!r}. Compile it, or pass {LOSS_CRITERIA[criterion].__name__}(loss, data)."
+        )
+    return LOSS_CRITERIA[criterion](loss, data)
+
+
+def _refuse_data(data: Any, criterion: str) -> None:
+    if data is not None:
+        raise TfcompError(
+            f"`data` is for criteria by name that look at data, 'apoz' for one. Received: "
+            f"criterion {criterion}, which takes none here. Leave `data` out."
+        )
 
 
 def _unknown(argument: str, value: object, known: tuple[str, ...], also: str = "") -> str:

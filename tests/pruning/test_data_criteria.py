@@ -1,0 +1,327 @@
+"""Criteria that look at data against NumPy, finite differences, and the true change of the cost."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from scipy import stats
+
+from tfcomp.errors import TfcompError
+from tfcomp.graph import dependencies
+from tfcomp.pruning import (
+    ActivationMean,
+    ActivationStandardDeviation,
+    APoZ,
+    HRank,
+    L1Norm,
+    Oracle,
+    Random,
+    Taylor,
+    shrink,
+)
+
+rng = np.random.default_rng(2)
+X = rng.normal(size=(7, 6, 6, 2)).astype("float32")
+Y = rng.integers(0, 3, size=7)
+
+
+def randomise(model: keras.Model, seed: int = 0) -> keras.Model:
+    """Every weight and every statistic."""
+    weights = np.random.default_rng(seed)
+    for variable in model.weights:
+        value = weights.normal(size=variable.shape) * 0.5
+        variable.assign(np.abs(value) + 0.1 if "variance" in variable.name else value)
+    return model
+
+
+def network() -> keras.Model:
+    x = keras.Input((6, 6, 2))
+    y = layers.Conv2D(4, 3, padding="same", name="plain")(x)
+    y = layers.ReLU(name="plain_relu")(layers.BatchNormalization(name="bn")(y))
+    z = layers.Conv2D(4, 3, padding="same", activation="relu", name="inner")(y)
+    y = layers.ReLU(name="sum_relu")(layers.Add(name="sum")([y, z]))
+    y = layers.Flatten()(layers.AveragePooling2D(3)(y))
+    y = layers.Dense(5, activation="elu", name="hidden")(y)
+    return randomise(keras.Model(x, layers.Dense(3, name="logits")(y), name="m"))
+
+
+def values(model: keras.Model, layer: str) -> np.ndarray:
+    """What a layer gives, by Keras alone, as (values, channels)."""
+    found = keras.Model(model.input, model.get_layer(layer).output).predict(X, verbose=0)
+    return np.asarray(found, np.float64).reshape(-1, found.shape[-1])
+
+
+# Where the channels of each layer are read, an addition followed where it is the only reader.
+READ = {"plain": "plain_relu", "inner": "inner", "hidden": "hidden"}
+FORMULAS: dict[type, Any] = {
+    APoZ: lambda v: (v != 0).mean(axis=0),
+    ActivationMean: lambda v: np.abs(v).mean(axis=0),
+    ActivationStandardDeviation: lambda v: v.std(axis=0),
+}
+
+
+@pytest.mark.parametrize("criterion", FORMULAS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("form", ["array", "pair", "dataset", "uneven"])
+def test_activation_statistics(criterion: Any, form: str) -> None:
+    model = network()
+    data: Any = {
+        "array": X,
+        "pair": (X, Y),
+        "dataset": tf.data.Dataset.from_tensor_slices((X, Y)).batch(3),
+        "uneven": tf.data.Dataset.from_tensor_slices(X).batch(2),
+    }[form]
+    spare = ["hidden"] if criterion is APoZ else []  # an ELU is never zero
+    scores = criterion(data).scores(dependencies(model, spare))
+    for name in ("plain", "inner"):
+        expected = FORMULAS[criterion](values(model, READ[name]))
+        np.testing.assert_allclose(scores[name], expected, rtol=1e-5, atol=1e-7)
+    if not spare:
+        expected = FORMULAS[criterion](values(model, "hidden"))
+        np.testing.assert_allclose(scores["hidden"], expected, rtol=1e-5)
+    assert not scores["logits"].any()  # an output is never cut
+
+
+def test_the_map_behind_an_addition() -> None:
+    x = keras.Input((6, 6, 2))
+    trunk = layers.Conv2D(3, 1, name="trunk")(x)
+    branch = layers.Conv2D(3, 3, padding="same", name="branch")(x)
+    y = layers.ReLU(name="relu")(layers.Add()([trunk, branch]))
+    model = randomise(keras.Model(x, layers.Dense(2)(layers.Flatten()(y))))
+    scores = ActivationMean(X).scores(dependencies(model))
+    expected = np.abs(values(model, "relu")).mean(axis=0)
+    np.testing.assert_allclose(scores["trunk"], expected, rtol=1e-5)
+    np.testing.assert_allclose(scores["branch"], expected, rtol=1e-5)
+
+
+def test_hrank() -> None:
+    model = network()
+    scores = HRank(X, batch_size=3).scores(dependencies(model))
+    for name in ("plain", "inner"):
+        maps = values(model, READ[name]).reshape(7, 6, 6, 4)
+        ranks = np.zeros((7, 4))
+        for sample in range(7):
+            for channel in range(4):
+                s = np.linalg.svd(maps[sample, :, :, channel], compute_uv=False)
+                ranks[sample, channel] = (s > s[0] * 6 * np.finfo(np.float32).eps).sum()
+        np.testing.assert_allclose(scores[name], ranks.mean(axis=0))
+    expected = (values(model, "hidden") != 0).mean(axis=0)
+    np.testing.assert_allclose(scores["hidden"], expected)
+
+
+def cross_entropy(logits: np.ndarray) -> np.ndarray:
+    logits = logits.astype(np.float64)
+    high = logits.max(axis=1, keepdims=True)
+    log_z = high[:, 0] + np.log(np.exp(logits - high).sum(axis=1))
+    return log_z - logits[np.arange(len(Y)), Y]
+
+
+def tail(model: keras.Model) -> Any:
+    """From what `plain_relu` gives to the cost of each sample, in NumPy's float64."""
+    inner, hidden, logits = (model.get_layer(n) for n in ("inner", "hidden", "logits"))
+    k, b = (np.asarray(w, np.float64) for w in (inner.kernel, inner.bias))
+
+    def cost(h: np.ndarray) -> np.ndarray:
+        padded = np.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        z = sum(padded[:, i : i + 6, j : j + 6] @ k[i, j] for i in range(3) for j in range(3)) + b
+        y = np.maximum(h + np.maximum(z, 0), 0)
+        flat = y.reshape(7, 2, 3, 2, 3, 4).mean(axis=(2, 4)).reshape(7, -1)
+        y = flat @ np.asarray(hidden.kernel, np.float64) + np.asarray(hidden.bias, np.float64)
+        y = np.where(y > 0, y, np.expm1(y))
+        return cross_entropy(
+            y @ np.asarray(logits.kernel, np.float64) + np.asarray(logits.bias, np.float64)
+        )
+
+    return cost
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-3])
+def test_taylor_against_finite_differences(weight: float) -> None:
+    model = network()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    criterion = Taylor(loss, (X, Y), flops_weight=weight, batch_size=3)
+    scores = criterion.scores(dependencies(model))
+    cost = tail(model)
+    h = values(model, "plain_relu").reshape(7, 6, 6, 4)
+    np.testing.assert_allclose(cost(h), cross_entropy(model.predict(X, verbose=0)), rtol=1e-5)
+    change = np.zeros((7, 4))
+    for i, j, c in np.ndindex(6, 6, 4):
+        step = np.zeros_like(h)
+        step[:, i, j, c] = 1e-6
+        slope = (cost(h + step) - cost(h - step)) / 2e-6
+        change[:, c] += slope * h[:, i, j, c] / 36
+    theta = np.abs(change).mean(axis=0)
+    theta /= np.sqrt((theta**2).sum())
+    # The convolution: 36 places, 9·2 weights for each channel, 2 operations each.
+    expected = theta - weight * 36 * 9 * 2 * 2 / 1e6
+    np.testing.assert_allclose(scores["plain"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["mean", "each", "name"])
+def test_losses_of_all_forms_agree(loss: str) -> None:
+    model = network()
+    one_hot = np.eye(3, dtype=np.float32)[Y]
+    forms: dict[str, Any] = {
+        "mean": lambda y, p: tf.reduce_mean(tf.square(y - p)),
+        "each": lambda y, p: tf.reduce_mean(tf.square(y - p), axis=-1),
+        "name": "mse",
+    }
+    found = Taylor(forms[loss], (X, one_hot)).scores(dependencies(model))
+    expected = Taylor(keras.losses.MeanSquaredError(), (X, one_hot)).scores(dependencies(model))
+    for name in found:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_the_oracle_is_the_true_change() -> None:
+    model = network()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    scores = Oracle(loss, (X, Y), batch_size=4).scores(dependencies(model))
+    before = cross_entropy(model.predict(X, verbose=0)).mean()
+    cost, h = tail(model), values(model, "plain_relu").reshape(7, 6, 6, 4)
+    for channel in range(4):
+        without = h.copy()
+        without[..., channel] = 0
+        expected = abs(cost(without).mean() - before)
+        np.testing.assert_allclose(scores["plain"][channel], expected, rtol=1e-3, atol=1e-6)
+    start = model.get_weights()
+    for channel in range(4):  # silenced by its own weights
+        kernel, bias = start[6].copy(), start[7].copy()
+        assert kernel.shape == (3, 3, 4, 4)
+        kernel[..., channel], bias[channel] = 0, 0
+        model.get_layer("inner").set_weights([kernel, bias])
+        expected = abs(cross_entropy(model.predict(X, verbose=0)).mean() - before)
+        np.testing.assert_allclose(scores["inner"][channel], expected, rtol=1e-3, atol=1e-6)
+
+
+def trained(seed: int = 1) -> tuple[keras.Model, Any]:
+    """A small network that has learned to tell four patterns apart."""
+    keras.utils.set_random_seed(seed)
+    made = np.random.default_rng(seed)
+    patterns = made.normal(size=(4, 8, 8, 1))
+    y = made.integers(0, 4, 512)
+    x = (patterns[y] + made.normal(size=(512, 8, 8, 1))).astype("float32")
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(16, 3, activation="relu", name="a"),
+            layers.Conv2D(24, 3, activation="relu", name="b"),
+            layers.Flatten(),
+            layers.Dense(4),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.003), loss, metrics=["accuracy"], jit_compile=False)
+    model.fit(x, y, batch_size=32, epochs=5, verbose=0)
+    return model, (x[:256], y[:256])
+
+
+def test_taylor_ranks_as_the_oracle_does() -> None:
+    """Spearman's correlation by layer, as in the paper, where Taylor is ahead of norms."""
+    found: dict[str, list[float]] = {"taylor": [], "l1": [], "noise": []}
+    for seed in range(3):
+        model, data = trained(seed)
+        graph = dependencies(model)
+        truth = Oracle(model.loss, data, batch_size=256).scores(graph)
+        scores = {
+            "taylor": Taylor(model.loss, data, batch_size=256).scores(graph),
+            "l1": L1Norm().scores(graph),
+            "noise": Random(seed).scores(graph),
+        }
+        for name, of_layer in scores.items():
+            for layer in ("a", "b"):
+                found[name].append(stats.spearmanr(of_layer[layer], truth[layer]).statistic)
+    means = {name: np.mean(values) for name, values in found.items()}
+    assert means["taylor"] > 0.8
+    assert means["taylor"] > means["l1"] > means["noise"]
+
+
+# ---- in shrink
+
+
+NAMES = ["apoz", "activation_mean", "activation_standard_deviation", "hrank", "taylor", "oracle"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_criteria_by_name(name: str) -> None:
+    model, (x, y) = trained()
+    before = model.get_weights()
+    small, report = shrink(model, 0.5, name, data=(x[:32], y[:32]))
+    assert {row.name: row.after for row in report.layers}["a"] == 8
+    assert small.predict(x[:4], verbose=0).shape == (4, 4)
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_channels_that_say_nothing_go() -> None:
+    model, (x, y) = trained()
+    kernel, bias = model.get_layer("a").get_weights()
+    dead = [1, 5, 6, 13]
+    bias[dead] = -100.0  # large, and never above zero
+    model.get_layer("a").set_weights([kernel, bias])
+    expected = model.predict(x, verbose=0)
+    for name in NAMES:
+        ratio = {"a": 0.25}
+        small, _ = shrink(model, ratio, name, data=(x[:64], y[:64]))
+        np.testing.assert_allclose(small.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "options", "message"),
+    [
+        ("apoz", {}, "expects `data`"),
+        ("l1", {"data": X}, "Leave `data` out"),
+        (APoZ(X), {"data": X}, "Leave `data` out"),
+        ("taylor", {"data": (X, Y)}, "compiled with a loss"),
+        ("hrank", {"data": X[0]}, "axes"),
+        ("hrank", {"data": X[:0]}, "of one length"),
+        ("appoz", {"data": X}, "Did you mean 'apoz'"),
+    ],
+)
+def test_refusals(criterion: Any, options: Any, message: str) -> None:
+    with pytest.raises(TfcompError, match=message) as error:
+        shrink(network(), 0.5, criterion, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_taylor_needs_labels_and_a_loss() -> None:
+    with pytest.raises(TfcompError, match="inputs alone"):
+        Taylor("mse", X).scores(dependencies(network()))
+    with pytest.raises(TfcompError, match="`loss` must be"):
+        Taylor("no such loss", (X, Y))
+    with pytest.raises(TfcompError, match="flops_weight"):
+        Taylor("mse", (X, Y), flops_weight=-1.0)
+
+
+def test_apoz_without_a_relu_is_refused() -> None:
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="a"), layers.Dense(2)])
+    with pytest.raises(TfcompError, match="expects activations of which some are zero"):
+        APoZ(rng.normal(size=(5, 4))).scores(dependencies(model))
+
+
+def test_heads_are_no_channels_of_an_output() -> None:
+    x = keras.Input((5, 8))
+    y = layers.MultiHeadAttention(4, 2, name="attention")(x, x)
+    model = keras.Model(x, layers.Dense(2)(layers.Flatten()(y)))
+    data = rng.normal(size=(3, 5, 8)).astype("float32")
+    with pytest.raises(TfcompError, match="Name it in `spare`"):
+        shrink(model, 0.5, "activation_mean", data=data)
+
+
+@pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU, layers.SimpleRNN])
+def test_units_of_recurrent_layers(kind: Any) -> None:
+    x = keras.Input((5, 3))
+    y = kind(6, return_sequences=True, name="r")(x)
+    model = keras.Model(x, layers.Dense(2)(layers.Flatten()(y)))
+    data = rng.normal(size=(9, 5, 3)).astype("float32")
+    scores = ActivationMean(data).scores(dependencies(model))["r"]
+    hidden = keras.Model(x, y).predict(data, verbose=0)
+    np.testing.assert_allclose(scores, np.abs(hidden).mean(axis=(0, 1)), rtol=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small, _ = shrink(model, 0.5, "activation_mean", data=data)
+    assert small.get_layer("r").units == 3

@@ -1,0 +1,135 @@
+"""Criteria that look at data: what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from tfcomp.errors import TfcompError
+from tfcomp.graph import FIXED, Dependencies, Graph, Producer
+from tfcomp.graph.feature_maps import feature_maps
+from tfcomp.graph.trace import Tensor
+from tfcomp.pruning.criteria import Criterion
+
+Maps = dict[str, tuple[Tensor, ...]]
+
+
+class DataCriterion(Criterion):
+    """A criterion that runs the model, in inference, on data.
+
+    Args:
+        data: Inputs as the model takes them (an array, or a list or dict of arrays), a tuple
+            (inputs, labels) of them, or a batched `tf.data.Dataset` of either.
+        batch_size: Size of a batch where `data` is not a dataset. Default 32.
+    """
+
+    def __init__(self, data: Any, batch_size: int = 32) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise TfcompError(
+                f"`batch_size` must be an integer of at least 1. Received: {batch_size!r}."
+            )
+        self.data = data
+        self.batch_size = batch_size
+
+    def get_config(self) -> dict[str, Any]:
+        """Refuses: data is not part of a configuration."""
+        raise TfcompError(
+            f"{type(self).__name__} holds data, which cannot be written to a configuration. "
+            "Make it anew where it is needed."
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """The arguments that it prints."""
+        return {}
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{key}={value!r}" for key, value in self._settings().items())
+        return f"{type(self).__name__}({settings})"
+
+    def _batches(self, graph: Graph, labels: bool = False) -> Iterator[tuple[Any, Any]]:
+        """Inputs and labels, batch by batch; labels that are not asked for are not looked at."""
+        count = 0
+        for item in self._items():
+            x, y, weight = keras.utils.unpack_x_y_sample_weight(item)
+            if labels and (y is None or weight is not None):
+                got = "inputs alone" if y is None else "sample weights too"
+                raise TfcompError(
+                    f"{type(self).__name__} expects data of (inputs, labels). Received: {got}."
+                )
+            if not count:
+                self._check_rank(graph, x)
+            count += 1
+            yield x, y
+        if not count:
+            raise TfcompError(f"{type(self).__name__} expects data. Received: no batch.")
+
+    def _items(self) -> Iterator[Any]:
+        if isinstance(self.data, tf.data.Dataset):
+            yield from self.data
+            return
+        arrays = keras.tree.map_structure(_as_array, self.data)
+        lengths = {len(leaf) if leaf.ndim else 0 for leaf in keras.tree.flatten(arrays)}
+        if len(lengths) != 1 or lengths == {0}:
+            raise TfcompError(
+                f"`data` of {type(self).__name__} must be arrays of one length, at least 1, or a "
+                f"batched tf.data.Dataset. Received: lengths {sorted(lengths)}."
+            )
+        for start in range(0, lengths.pop(), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            yield keras.tree.map_structure(lambda leaf, part=part: leaf[part], arrays)
+
+    def _check_rank(self, graph: Graph, x: Any) -> None:
+        expected = [len(tensor.shape) for tensor in graph.input_tensors]
+        received = [len(leaf.shape) for leaf in keras.tree.flatten(x)]
+        if sorted(expected) != sorted(received):
+            raise TfcompError(
+                f"{type(self).__name__} expects batches of inputs with {_listed(expected)} axes, "
+                f"the batch included. Received: {_listed(received)}. A dataset must be batched; "
+                "labels go with inputs as a tuple."
+            )
+
+    def _maps(self, dependencies: Dependencies, through_sums: bool = False) -> Maps:
+        """The feature maps of all layers of which something can be removed, by name.
+
+        Raises:
+            TfcompError: If the channels of one are not the last axis of its output.
+        """
+        maps: Maps = {}
+        for name, producer in dependencies.producers.items():
+            if not removable(producer):
+                continue
+            maps[name] = feature_maps(dependencies.graph, name, through_sums=through_sums)
+            sizes = {tensor.shape[-1] for tensor in maps[name]}
+            heads = isinstance(producer.layer, keras.layers.MultiHeadAttention)
+            if heads or sizes != {len(producer.units)}:
+                kind = type(producer.layer).__name__
+                raise TfcompError(
+                    f"{type(self).__name__} expects the {len(producer.units)} channels of "
+                    f"{name!r} on the last axis of its output. Received: a {kind}, which has none "
+                    f"of that kind. Name it in `spare`, or use a criterion on weights."
+                )
+        return maps
+
+
+def removable(producer: Producer) -> bool:
+    """Whether any of a layer's channels can be removed."""
+    return bool((producer.units != FIXED).any())
+
+
+def _listed(ranks: list[int]) -> str:
+    return " and ".join(map(str, ranks)) or "no"
+
+
+def _as_array(value: Any) -> npt.NDArray[Any]:
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TfcompError(f"`data` must hold arrays. Received: {type(value).__name__}.") from error
+    if array.dtype == object:
+        raise TfcompError(f"`data` must hold arrays. Received: {type(value).__name__}.")
+    return array
