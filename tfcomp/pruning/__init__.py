@@ -10,6 +10,14 @@ from tfcomp.pruning.budget import Budget
 from tfcomp.pruning.criteria import Criterion, L1Norm, L2Norm, Random
 from tfcomp.pruning.geometric_median import FPGM
 from tfcomp.pruning.hrank import HRank
+from tfcomp.pruning.initialization import (
+    SNIP,
+    GraSP,
+    InitializationReport,
+    RandomWeights,
+    SynFlow,
+    prune_at_initialization,
+)
 from tfcomp.pruning.masks import Masked, keep_mask, keep_masks, pruned_count
 from tfcomp.pruning.schedules import (
     ConstantSparsity,
@@ -28,6 +36,7 @@ from tfcomp.pruning.weight_criteria import Magnitude, WeightCriterion
 __all__ = [
     "FPGM",
     "NM",
+    "SNIP",
     "APoZ",
     "ActivationMean",
     "ActivationStandardDeviation",
@@ -37,7 +46,9 @@ __all__ = [
     "ConstantSparsity",
     "CosineDecay",
     "Criterion",
+    "GraSP",
     "HRank",
+    "InitializationReport",
     "IterativeSparsity",
     "Kernel",
     "KernelSparsity",
@@ -50,10 +61,12 @@ __all__ = [
     "Oracle",
     "PolynomialDecay",
     "Random",
+    "RandomWeights",
     "Schedule",
     "Sensitivity",
     "ShrinkReport",
     "Spending",
+    "SynFlow",
     "Taylor",
     "Unit",
     "WeightCriterion",
@@ -61,6 +74,7 @@ __all__ = [
     "find_kernels",
     "keep_mask",
     "keep_masks",
+    "prune_at_initialization",
     "pruned_count",
     "sensitivity",
     "shrink",

@@ -1,0 +1,465 @@
+"""Pruning before training: which weights of a fresh network are worth training."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfcomp.errors import TfcompError
+from tfcomp.graph import rebuild, trace
+from tfcomp.pruning.masks import keep_masks, pruned_count
+from tfcomp.pruning.schedules import check_sparsity
+from tfcomp.pruning.sparsity import Kernel, KernelSparsity, find_kernels, measure, total_sparsity
+from tfcomp.pruning.weight_criteria import Scores, WeightCriterion
+
+
+@keras.saving.register_keras_serializable(package="tfcomp")
+class RandomWeights(WeightCriterion):
+    """Scores drawn uniformly from [0, 1): the control of every other criterion.
+
+    Args:
+        seed: Of the scores. Default 0.
+
+    Example:
+        >>> RandomWeights(seed=3)
+        RandomWeights(seed=3)
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self._generator = np.random.default_rng(seed)
+
+    def scores(self, model: keras.Model, kernels: Sequence[Kernel]) -> list[Scores]:
+        """New ones in each call, so that rounds are independent of each other."""
+        return [
+            self._generator.random(tuple(kernel.variable.shape), dtype=np.float32)
+            for kernel in kernels
+        ]
+
+    def get_config(self) -> dict[str, Any]:
+        return {"seed": self.seed}
+
+
+class _LossCriterion(WeightCriterion):
+    """A criterion that differentiates the cost of data, in training mode.
+
+    Args:
+        data: (inputs, labels) as arrays, or a batched `tf.data.Dataset` of such pairs.
+        loss: A Keras loss, its name, or `loss(labels, predictions)`. None takes the one that the
+            model was compiled with.
+        batch_size: Size of a batch where `data` is not a dataset. Default 128.
+    """
+
+    def __init__(self, data: Any, loss: Any = None, batch_size: int = 128) -> None:
+        self.data, self.loss, self.batch_size = data, loss, batch_size
+
+    def get_config(self) -> dict[str, Any]:
+        """Refuses: data is not part of a configuration."""
+        raise TfcompError(
+            f"{type(self).__name__} holds data, which cannot be written to a configuration. "
+            "Make it anew where it is needed."
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    def _batches(self) -> Iterator[tuple[Any, Any]]:
+        data = self.data
+        if not isinstance(data, tf.data.Dataset):
+            if not isinstance(data, tuple) or len(data) != 2:
+                raise TfcompError(
+                    f"{type(self).__name__} expects data of (inputs, labels). Received: "
+                    f"{type(data).__name__}."
+                )
+            data = tf.data.Dataset.from_tensor_slices(data).batch(self.batch_size)
+        for item in data:
+            x, y, weight = keras.utils.unpack_x_y_sample_weight(item)
+            if y is None or weight is not None:
+                got = "inputs alone" if y is None else "sample weights too"
+                raise TfcompError(
+                    f"{type(self).__name__} expects data of (inputs, labels). Received: {got}."
+                )
+            yield x, y
+
+    def _cost(self, model: keras.Model) -> Callable[[Any, Any], Any]:
+        loss = getattr(model, "loss", None) if self.loss is None else self.loss
+        if loss is None or isinstance(loss, (dict, list)):
+            raise TfcompError(
+                f"{type(self).__name__} expects one loss. Received: {loss!r}. Pass `loss`, or "
+                "compile the model with it."
+            )
+        function = keras.losses.get(loss)
+
+        def cost(x: Any, y: Any) -> Any:
+            predictions = self._predictions(model(x, training=True))
+            return tf.reduce_mean(tf.cast(function(y, predictions), tf.float32))
+
+        return cost
+
+    def _predictions(self, outputs: Any) -> Any:
+        return outputs
+
+    def _gradients(
+        self, model: keras.Model, kernels: Sequence[Kernel], along: list[Any] | None = None
+    ) -> list[Any]:
+        """∂C/∂w of the mean cost of all data; or ∂(vᵀ∂C/∂w)/∂w = Hv with v `along`."""
+        cost = self._cost(model)
+        variables = [kernel.variable.value for kernel in kernels]
+
+        def gradients(x: Any, y: Any) -> Any:
+            if along is None:
+                with tf.GradientTape() as tape:
+                    value = cost(x, y)
+                return tape.gradient(value, variables, unconnected_gradients="zero")
+            with tf.GradientTape() as outer:
+                with tf.GradientTape() as tape:
+                    value = cost(x, y)
+                slopes = tape.gradient(value, variables, unconnected_gradients="zero")
+                product = tf.add_n(
+                    [tf.reduce_sum(g * v) for g, v in zip(slopes, along, strict=True)]
+                )
+            return outer.gradient(product, variables, unconnected_gradients="zero")
+
+        step = tf.function(gradients, reduce_retracing=True)
+        total = [np.zeros(tuple(kernel.variable.shape)) for kernel in kernels]
+        samples = 0
+        with _restored(model):
+            for x, y in self._batches():
+                size = len(keras.tree.flatten(x)[0])
+                for sums, gradient in zip(total, step(x, y), strict=True):
+                    sums += np.asarray(gradient, np.float64) * size
+                samples += size
+        if not samples:
+            raise TfcompError(f"{type(self).__name__} expects data. Received: no batch.")
+        return [gradient / samples for gradient in total]
+
+
+class SNIP(_LossCriterion):
+    """score(w) = |w·∂C/∂w|: how much the cost changes with the connection, to first order.
+
+    Lee, Ajanthan and Torr 2018, "SNIP: Single-shot Network Pruning based on Connection
+    Sensitivity", arXiv:1810.02340. The paper takes one batch of 100 (MNIST) or 128 (CIFAR-10)
+    samples, and networks of variance-scaled weights such as Keras makes.
+
+    Args:
+        data: (inputs, labels) as arrays, or a batched `tf.data.Dataset` of such pairs; all of it
+            is used.
+        loss: A Keras loss, its name, or `loss(labels, predictions)`. None (the default) takes
+            the one that the model was compiled with.
+        batch_size: Size of a batch where `data` is not a dataset. Default 128.
+
+    Raises:
+        TfcompError: In `scores`, if there is no loss, or the data is not as described.
+
+    Example:
+        >>> from tfcomp.pruning import find_kernels
+        >>> layer = keras.layers.Dense(1, use_bias=False)
+        >>> model = keras.Sequential([keras.Input((2,)), layer])
+        >>> layer.set_weights([np.array([[1.0], [3.0]])])
+        >>> criterion = SNIP((np.array([[1.0, 0.5]]), np.array([[0.0]])), "mse")
+        >>> criterion.scores(model, find_kernels(model)[0])[0].tolist()  # |w·2(wᵀx)x|
+        [[5.0], [7.5]]
+    """
+
+    def scores(self, model: keras.Model, kernels: Sequence[Kernel]) -> list[Scores]:
+        """The sensitivity of each connection."""
+        gradients = self._gradients(model, kernels)
+        return [
+            np.abs(kernel.value() * gradient)
+            for kernel, gradient in zip(kernels, gradients, strict=True)
+        ]
+
+
+class GraSP(_LossCriterion):
+    """score(w) = w·(Hg): how much gradient flow gᵀg would be lost without the weight.
+
+    g is ∂C/∂w and H the Hessian, over all kernels together, of predictions divided by a
+    temperature. The paper ranks by −w·Hg and removes the highest, which is the same.
+
+    Wang, Zhang and Grosse 2020, "Picking Winning Tickets Before Training by Preserving Gradient
+    Flow", arXiv:2002.07376. The paper takes ten samples of each class.
+
+    Args:
+        data: (inputs, labels) as arrays, or a batched `tf.data.Dataset` of such pairs; all of it
+            is used.
+        loss: As in `SNIP`.
+        temperature: What the predictions, which must be logits, are divided by. Default 200, as
+            in the paper.
+        batch_size: Size of a batch where `data` is not a dataset. Default 128.
+
+    Raises:
+        TfcompError: If `temperature` is not above 0; in `scores` as in `SNIP`.
+
+    Example:
+        >>> from tfcomp.pruning import find_kernels
+        >>> layer = keras.layers.Dense(1, use_bias=False)
+        >>> model = keras.Sequential([keras.Input((1,)), layer])
+        >>> layer.set_weights([np.array([[3.0]])])
+        >>> criterion = GraSP((np.array([[1.0]]), np.array([[0.0]])), "mse", temperature=1.0)
+        >>> criterion.scores(model, find_kernels(model)[0])[0].tolist()  # g = 2w, H = 2
+        [[36.0]]
+    """
+
+    def __init__(
+        self, data: Any, loss: Any = None, temperature: float = 200.0, batch_size: int = 128
+    ) -> None:
+        super().__init__(data, loss, batch_size)
+        if not temperature > 0:
+            raise TfcompError(f"`temperature` must be above 0. Received: {temperature!r}.")
+        self.temperature = float(temperature)
+
+    def _predictions(self, outputs: Any) -> Any:
+        return tf.nest.map_structure(lambda logits: logits / self.temperature, outputs)
+
+    def scores(self, model: keras.Model, kernels: Sequence[Kernel]) -> list[Scores]:
+        """The loss of gradient flow without each weight."""
+        slopes = self._gradients(model, kernels)
+        along = [
+            tf.cast(slope, kernel.variable.dtype)
+            for slope, kernel in zip(slopes, kernels, strict=True)
+        ]
+        products = self._gradients(model, kernels, along)
+        return [kernel.value() * product for kernel, product in zip(kernels, products, strict=True)]
+
+
+@keras.saving.register_keras_serializable(package="tfcomp")
+class SynFlow(WeightCriterion):
+    """score(w) = |w|·∂R/∂|w|, where R is the sum of the outputs for ones with all weights |w|.
+
+    Without data. For networks whose activations are homogeneous, ReLU and its kin, the sum of
+    scores is the same in every layer and for the weights into and out of every neuron, so that
+    in many rounds no layer is emptied before all others: `prune_at_initialization` takes 100.
+    The model runs in inference, BatchNormalization with its own statistics.
+
+    Tanaka, Kunin, Yamins and Ganguli 2020, "Pruning neural networks without any data by
+    iteratively conserving synaptic flow", arXiv:2006.05467.
+
+    Raises:
+        TfcompError: In `scores`, if the model's inputs have no fixed shape, or R says nothing: it
+            is constant behind a softmax, and overflows in very deep networks.
+
+    Example:
+        >>> from tfcomp.pruning import find_kernels
+        >>> a, b = (keras.layers.Dense(units, use_bias=False) for units in (2, 1))
+        >>> model = keras.Sequential([keras.Input((1,)), a, b])
+        >>> a.set_weights([np.array([[1.0, -2.0]])])
+        >>> b.set_weights([np.array([[3.0], [5.0]])])
+        >>> [s.tolist() for s in SynFlow().scores(model, find_kernels(model)[0])]
+        [[[3.0, 10.0]], [[3.0], [10.0]]]
+    """
+
+    rounds = 100
+
+    def scores(self, model: keras.Model, kernels: Sequence[Kernel]) -> list[Scores]:
+        """The synaptic saliency of each weight."""
+        ones = _ones(model)
+        variables = [kernel.variable.value for kernel in kernels]
+        with _restored(model, trainable=True):
+            for variable in model.weights:
+                if keras.backend.is_float_dtype(variable.dtype):
+                    variable.assign(keras.ops.abs(variable))
+            with tf.GradientTape() as tape:
+                outputs = model(ones, training=False)
+                flow = tf.add_n(
+                    [tf.reduce_sum(tf.cast(part, tf.float32)) for part in tf.nest.flatten(outputs)]
+                )
+            gradients = tape.gradient(flow, variables, unconnected_gradients="zero")
+        scores = [
+            np.abs(kernel.value()).astype(np.float64) * np.asarray(gradient, np.float64)
+            for kernel, gradient in zip(kernels, gradients, strict=True)
+        ]
+        most = max((float(array.max()) for array in scores if array.size), default=0.0)
+        if not np.isfinite(most) or most <= 0:
+            raise TfcompError(
+                f"SynFlow expects outputs that grow with the weights. Received: scores of at most "
+                f"{most:g} in {model.name!r}. Give the model logits in place of a softmax; a very "
+                "deep one overflows."
+            )
+        return scores
+
+
+@dataclasses.dataclass(frozen=True)
+class InitializationReport:
+    """What `prune_at_initialization` did.
+
+    Attributes:
+        kernels: The zeros of each pruned kernel.
+        skipped: For each weight that was left alone, the reason.
+        asked: The sparsity asked for.
+        criterion: What gave the weights their scores.
+        rounds: In how many rounds.
+        collapsed: Kernels of which no weight is left: nothing passes them, and the network
+            cannot learn (layer collapse).
+    """
+
+    kernels: tuple[KernelSparsity, ...]
+    skipped: dict[str, str]
+    asked: float
+    criterion: str
+    rounds: int
+    collapsed: tuple[str, ...]
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros over weights of all the pruned kernels together, in [0, 1]."""
+        return total_sparsity(self.kernels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        return {**dataclasses.asdict(self), "sparsity": self.sparsity}
+
+    def __str__(self) -> str:
+        zeros, size = sum(r.zeros for r in self.kernels), sum(r.size for r in self.kernels)
+        lines = [
+            f"{zeros:,} of {size:,} weights are zero: {self.sparsity:.4f} (asked "
+            f"{self.asked:.4f}) by {self.criterion} in {self.rounds} rounds"
+        ]
+        lines += [
+            f"  {row.sparsity:.4f}  {row.zeros:>10,} of {row.size:>10,}  {row.name}"
+            + ("  collapsed: nothing is left" if row.name in self.collapsed else "")
+            for row in self.kernels
+        ]
+        lines += [f"  left alone  {name}: {reason}" for name, reason in self.skipped.items()]
+        return "\n".join(lines)
+
+
+def prune_at_initialization(
+    model: keras.Model,
+    sparsity: float,
+    criterion: WeightCriterion,
+    *,
+    scope: Literal["local", "global"] = "global",
+    rounds: int | None = None,
+    skip: Iterable[Any] = (),
+    depthwise: bool = False,
+) -> tuple[keras.Model, InitializationReport]:
+    """Sets the weights of lowest score to zero in a copy of a model that is not yet trained.
+
+    In round r of R the ⌊(1 − (1 − s)^(r/R))·n + ½⌋ lowest scores are zero, given anew with the
+    zeros of the rounds before. Train the copy with `PruneWeights.from_zeros()`, which keeps them.
+
+    Args:
+        model: A built functional or Sequential model.
+        sparsity: s, the fraction of weights to be zero, in [0, 1).
+        criterion: `SNIP`, `GraSP`, `SynFlow`, `RandomWeights`, `Magnitude` or one of your own.
+        scope: "global" (the default, as the papers have it) compares all weights; "local" those
+            of one kernel.
+        rounds: R. Default: the criterion's attribute `rounds`, 100 for `SynFlow`, else 1.
+        skip: Layers to spare, as objects or names.
+        depthwise: Whether depthwise kernels are pruned as well. Default False.
+
+    Returns:
+        The copy, uncompiled, and a report; collapsed layers are in it, and warned of.
+
+    Raises:
+        TfcompError: If an argument is not as described, or a score is not finite.
+        UnsupportedModelError: If the model is subclassed or not built.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(10)])
+        >>> pruned, report = prune_at_initialization(model, 0.75, RandomWeights())
+        >>> report.sparsity, int((pruned.get_weights()[0] == 0).sum())
+        (0.75, 60)
+    """
+    sparsity = check_sparsity("sparsity", sparsity)
+    if scope not in ("local", "global"):
+        raise TfcompError(f'`scope` must be "local" or "global". Received: {scope!r}.')
+    if not isinstance(criterion, WeightCriterion):
+        raise TfcompError(
+            f"`criterion` must be a WeightCriterion, SNIP(data) for one. Received: {criterion!r}."
+        )
+    total = rounds if rounds is not None else getattr(criterion, "rounds", 1)
+    if isinstance(total, bool) or not isinstance(total, int) or total < 1:
+        raise TfcompError(f"`rounds` must be a whole number of at least 1. Received: {rounds!r}.")
+    pruned = rebuild(trace(model))
+    kernels, skipped = find_kernels(pruned, skip=skip, depthwise=depthwise)
+    if not kernels:
+        raise TfcompError(f"There is no kernel to prune in the model {model.name!r}.")
+    together = [list(kernels)] if scope == "global" else [[kernel] for kernel in kernels]
+    for done in range(1, total + 1):
+        share = sparsity if done == total else 1 - (1 - sparsity) ** (done / total)
+        found = dict(zip(kernels, _scores(criterion, pruned, kernels, model), strict=True))
+        for group in together:
+            _remove(group, [found[kernel] for kernel in group], share)
+    report = InitializationReport(
+        kernels=measure(kernels),
+        skipped=skipped,
+        asked=sparsity,
+        criterion=repr(criterion),
+        rounds=total,
+        collapsed=tuple(kernel.name for kernel in kernels if kernel.zeros() == kernel.size),
+    )
+    if report.collapsed:
+        warnings.warn(
+            f"Layer collapse: no weight is left in {', '.join(report.collapsed)}. Ask for less, "
+            'or take scope="local" or SynFlow.',
+            stacklevel=2,
+        )
+    return pruned, report
+
+
+def _remove(group: list[Kernel], scores: list[Scores], share: float) -> None:
+    values = [kernel.value() for kernel in group]
+    ranked = [np.where(v != 0, s, -np.inf) for v, s in zip(values, scores, strict=True)]
+    masks = keep_masks(ranked, pruned_count(sum(v.size for v in values), share))
+    for kernel, value, mask in zip(group, values, masks, strict=True):
+        kernel.variable.assign(np.where(mask, value, value.dtype.type(0)))
+
+
+def _scores(
+    criterion: WeightCriterion,
+    pruned: keras.Model,
+    kernels: Sequence[Kernel],
+    model: keras.Model,
+) -> list[Scores]:
+    if isinstance(criterion, _LossCriterion) and criterion.loss is None:
+        # The copy is not compiled.
+        pruned.loss = getattr(model, "loss", None)
+    scores = [np.asarray(array) for array in criterion.scores(pruned, kernels)]
+    for kernel, array in zip(kernels, scores, strict=True):
+        if array.shape != tuple(kernel.variable.shape) or not np.isfinite(array).all():
+            raise TfcompError(
+                f"{criterion!r} must give {kernel.name!r} finite scores of its shape, "
+                f"{tuple(kernel.variable.shape)}. Received: shape {array.shape}, "
+                f"{np.count_nonzero(~np.isfinite(array))} not finite."
+            )
+    return scores
+
+
+@contextlib.contextmanager
+def _restored(model: keras.Model, trainable: bool = False) -> Iterator[None]:
+    """Puts back what running a model changes: statistics, states of random generators."""
+    variables = list(model.variables if trainable else model.non_trainable_variables)
+    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+
+
+def _ones(model: keras.Model) -> Any:
+    def ones(tensor: Any) -> Any:
+        shape = tuple(tensor.shape)[1:]
+        if None in shape:
+            raise TfcompError(
+                f"SynFlow expects inputs of a fixed shape. Received: {(None, *shape)} in "
+                f"{model.name!r}. Build the model with an Input of the size it will have."
+            )
+        return tf.ones((1, *shape), tensor.dtype)
+
+    inputs = [ones(tensor) for tensor in model.inputs]
+    return inputs if len(inputs) > 1 else inputs[0]
