@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
-import re
 import statistics
 from typing import Any
 
@@ -19,11 +17,11 @@ import matplotlib as mpl
 from absl import app
 from matplotlib import pyplot
 
-from benchmarks import results
+from benchmarks import pages, results
 from benchmarks.distillation import methods, representation
-from tfcomp.files import replacing, write_text
+from tfcomp.files import replacing
 
-DOCS = pathlib.Path(__file__).parents[2] / "docs"
+DOCS = pages.DOCS
 PAGE = DOCS / "distillation.md"
 PLOT = DOCS / "distillation_methods.svg"
 # A difference of more than this many standard errors is called one.
@@ -213,17 +211,9 @@ def _ratio(value: dict[str, float] | None) -> str:
     return f"{value['ratio']:.2f} ({value['low']:.2f}–{value['high']:.2f})"
 
 
-def put(marker: str, text: str, path: pathlib.Path = PAGE) -> None:
-    """Replaces what stands between the comments of that name; adds them where there are none."""
-    title = f"# {path.stem.capitalize()}\n"
-    page = path.read_text(encoding="utf-8") if path.exists() else title
-    block = f"<!-- {marker} -->\n{text}\n<!-- /{marker} -->"
-    pattern = f"<!-- {marker} -->.*<!-- /{marker} -->"
-    if re.search(pattern, page, flags=re.DOTALL):
-        page = re.sub(pattern, lambda _: block, page, flags=re.DOTALL)
-    else:
-        page = f"{page.rstrip()}\n\n{block}\n"
-    write_text(path, page)
+def put(marker: str, text: str) -> None:
+    """Replaces what stands between the comments of that name on this page."""
+    pages.put(PAGE, marker, text)
 
 
 def main(_: list[str]) -> None:

@@ -28,14 +28,13 @@ from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import results
-from tfcomp import datasets
+from benchmarks.distillation.mnist import Images, Labels, Split, batches, load
 from tfcomp.distillation import Distiller, KnowledgeDistillation, cache_teacher
 from tfcomp.errors import TfcompError
 from tfcomp.files import replacing, write_json
@@ -43,11 +42,11 @@ from tfcomp.files import replacing, write_json
 _WORK = flags.DEFINE_string("work", "build/hinton_mnist", "folder for the models")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "how many students of each kind", 1)
 _VALIDATE = flags.DEFINE_boolean("validate", False, "judge on held-out training images")
+_TEACHER_EPOCHS = flags.DEFINE_integer("teacher_epochs", 90, "another length is saved apart", 1)
 _TEACHER_ONLY = flags.DEFINE_boolean("teacher_only", False, "stop after the teacher")
 
 NAME = "hinton_mnist"
 THREE = 3
-HELD_OUT = 10_000
 PAPER = {
     "teacher": 67,
     "alone": 146,
@@ -57,8 +56,6 @@ PAPER = {
     "corrected": 109,
     "corrected, on 3s": 14,
 }
-Images = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.generic]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,31 +78,6 @@ class Recipe:
     precision: str = "mixed_bfloat16"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Split:
-    """What is trained on, and what judges."""
-
-    x: Images
-    y: Labels
-    x_judge: Images
-    y_judge: Labels
-
-    def without(self, digit: int) -> tuple[Split, Images, Labels]:
-        """Less the last `HELD_OUT` images, which come second, and less all of one digit."""
-        x, y = self.x[:-HELD_OUT], self.y[:-HELD_OUT]
-        kept = dataclasses.replace(self, x=x[y != digit], y=y[y != digit])
-        return kept, self.x[-HELD_OUT:], self.y[-HELD_OUT:]
-
-
-def load(validate: bool) -> Split:
-    """MNIST in [0, 1], the test set out of reach where `validate` is set."""
-    data = datasets.load("mnist")
-    x, y = np.asarray(data.x_train[..., 0], np.float32) / 255, data.y_train
-    if validate:
-        return Split(x[:-HELD_OUT], y[:-HELD_OUT], x[-HELD_OUT:], y[-HELD_OUT:])
-    return Split(x, y, np.asarray(data.x_test[..., 0], np.float32) / 255, data.y_test)
-
-
 def jitter(images: Any, pixels: int) -> Any:
     """Each image (height, width) of a batch moved by up to `pixels` either way on both axes."""
     batch, height, width = tf.shape(images)[0], images.shape[1], images.shape[2]
@@ -114,18 +86,6 @@ def jitter(images: Any, pixels: int) -> Any:
         start = tf.random.uniform((batch, 1), 0, 2 * pixels + 1, tf.int32)
         padded = tf.gather(padded, start + tf.range(size), axis=axis, batch_dims=1)
     return tf.ensure_shape(padded, [None, height, width])
-
-
-def batches(elements: Any, size: int, seed: int) -> tf.data.Dataset:
-    """Batches in a new order every epoch from tensors whose first axis counts samples."""
-    count = int(tf.nest.flatten(elements)[0].shape[0])
-    order = tf.data.Dataset.range(count).shuffle(count, seed=seed).batch(size)
-    # The tuner has nothing to tune here, and on one core its thread delays each epoch's end.
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return order.map(
-        lambda rows: tf.nest.map_structure(lambda part: tf.gather(part, rows), elements)
-    ).with_options(options)
 
 
 def teacher_network(recipe: Recipe) -> keras.Model:
@@ -343,7 +303,7 @@ def show(found: dict[str, Any], judged_on: str) -> None:
 
 def main(_: list[str]) -> None:
     """Trains what is missing, judges, saves and prints."""
-    validate, recipe = _VALIDATE.value, Recipe()
+    validate, recipe = _VALIDATE.value, Recipe(teacher_epochs=_TEACHER_EPOCHS.value)
     keras.config.set_dtype_policy(recipe.precision)
     split = load(validate)
     shop = Workshop(pathlib.Path(_WORK.value), recipe, validate)
@@ -361,8 +321,9 @@ def main(_: list[str]) -> None:
     names = by_seed["0"]
     mean = {name: statistics.mean(one[name] for one in by_seed.values()) for name in names}
     found |= {"by_seed": by_seed, "mean": mean, "paper": PAPER}
+    apart = "" if recipe == Recipe() else f"_{recipe.teacher_epochs}"
     results.save(
-        f"distillation_{NAME}" + ("_validation" if validate else ""),
+        f"distillation_{NAME}" + apart + ("_validation" if validate else ""),
         seed=0,
         budget={"seeds": _SEEDS.value, **dataclasses.asdict(recipe)},
         results=found,

@@ -1,0 +1,164 @@
+"""The tables and plots of pruning, from the results.
+
+    python -m benchmarks.pruning.figures
+
+Writes docs/pruning_lenets.svg, and into docs/pruning.md what stands between the comments
+`<!-- lenets -->`, `<!-- steps -->` and `<!-- masks -->` and their ends.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import matplotlib as mpl
+from absl import app
+from matplotlib import pyplot
+
+from benchmarks import results
+from benchmarks.pages import DOCS, put
+from benchmarks.pruning import lenets
+from tfcomp.files import replacing
+
+PAGE = DOCS / "pruning.md"
+PLOT = DOCS / "pruning_lenets.svg"
+TITLES = {
+    "dense": "dense",
+    "han": "pruned and retrained, by magnitude",
+    "snip": "SNIP",
+    "grasp": "GraSP",
+    "synflow": "SynFlow",
+    "magnitude": "magnitude at initialisation",
+    "random": "random",
+}
+NETWORKS = {"lenet_300_100": "LeNet-300-100", "lenet_5": "LeNet-5"}
+
+
+def found(run: lenets.Run) -> list[dict[str, Any]]:
+    """What the finished seeds of a run have found."""
+    paths = sorted((results.FOLDER / lenets.NAME).glob(f"{run.name}-[0-9]*.json"))
+    saved = [results.load(f"{lenets.NAME}/{path.stem}") for path in paths]
+    return [one["results"] for one in saved if one is not None]
+
+
+def of_lenets(rows: dict[lenets.Run, list[dict[str, Any]]]) -> str:
+    """Test errors beside the papers'."""
+    lines = [
+        "| network | method | sparsity | paper, % | error, % | each seed |",
+        "|---|---|--:|--:|--:|---|",
+    ]
+    for run, seeds in rows.items():
+        errors = [seed["error"] for seed in seeds]
+        each = ", ".join(f"{error:.2f}" for error in errors)
+        lost = sum(bool(seed.get("collapsed")) for seed in seeds)
+        each += f" (collapsed in {lost})" if lost else ""
+        paper = "–" if run.paper is None else f"{run.paper:g}"
+        cells = [NETWORKS[run.network], TITLES[run.method], f"{100 * run.sparsity:.1f} %", paper]
+        lines.append(f"| {' | '.join([*cells, f'{statistics.mean(errors):.2f}', each])} |")
+    recipes = "; ".join(
+        f"{NETWORKS[name]} {recipe.epochs} epochs" for name, recipe in lenets.RECIPES.items()
+    )
+    one = lenets.RECIPES["lenet_5"]
+    path = next((results.FOLDER / lenets.NAME).glob("*.json"))
+    saved = results.load(f"{lenets.NAME}/{path.stem}")
+    cpu = "" if saved is None else f" {saved['hardware']['cpu']}."
+    lines += [
+        "",
+        f"{recipes}; batches of {lenets.BATCH}, SGD at {one.rate:g} with momentum, the same for "
+        "all. Pruned and retrained: the trained network, "
+        f"{one.rounds} rounds {one.round_epochs} epochs apart to {100 * lenets.HAN:.1f} %, and as "
+        "many epochs again. At initialisation: one batch of the training set, all kernels "
+        f"together, biases left; SynFlow in 100 rounds. 10,000 test images. One core,{cpu}",
+    ]
+    missing = [run.name for run in lenets.RUNS if run not in rows]
+    return "\n".join([*lines, *(["", f"Not yet run: {', '.join(missing)}."] if missing else [])])
+
+
+def draw(rows: dict[lenets.Run, list[dict[str, Any]]]) -> None:
+    """Each seed's error, and the paper's."""
+    with mpl.rc_context({"svg.hashsalt": "lenets"}):
+        figure, axes = pyplot.subplots(figsize=(7.5, 0.3 * len(rows) + 1), layout="constrained")
+        names = []
+        for place, (run, seeds) in enumerate(rows.items()):
+            errors = [seed["error"] for seed in seeds]
+            axes.plot(errors, [place] * len(errors), "o", color="#1f6f8b", label="each seed")
+            if run.paper is not None:
+                axes.plot(run.paper, place, "|", color="0.1", ms=14, mew=2, label="paper")
+            share = f" {100 * run.sparsity:.0f} %" if run.sparsity else ""
+            names.append(f"{NETWORKS[run.network]}, {TITLES[run.method]}{share}")
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set(xlabel="test error, % (logarithmic)", xscale="log")
+        axes.grid(axis="x", color="0.9", which="both")
+        axes.set_axisbelow(True)
+        handles, labels = axes.get_legend_handles_labels()
+        unique = dict(zip(labels, handles, strict=True))
+        axes.legend(unique.values(), unique.keys(), frameon=False, fontsize=8)
+        with replacing(PLOT) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def steps(saved: dict[str, Any]) -> str:
+    """Step times over the plain step's, by unit and scope."""
+    groups = saved["results"]
+    titles = {"mobile_net": "convolutional, 0.1 M weights", "dense_net": "dense, 20 M weights"}
+    lines = [f"| unit, scope | {' | '.join(titles[name] for name in groups)} |", "|---|--:|--:|"]
+    first = next(iter(groups.values()))
+    for key in first:
+        cells = [
+            f"{group[key]['ratio']:.3f} ({group[key]['low']:.3f}–{group[key]['high']:.3f})"
+            for group in groups.values()
+        ]
+        lines.append(f"| {key} | {' | '.join(cells)} |")
+    budget = saved["budget"]
+    lines += [
+        "",
+        "Time of a training step with masks set over that of the plain step: median and quartiles "
+        f"of {budget['rounds']} rounds of {budget['steps']} steps, interleaved, with Adam. Reach: "
+        f"≤ 1.02 on the convolutional network. One core, {saved['hardware']['cpu']}.",
+    ]
+    return "\n".join(lines)
+
+
+def masks(saved: dict[str, Any]) -> str:
+    """Seconds and bytes of an update."""
+    groups = saved["results"]
+    names = [f"{group['weights'] / 1e6:.1f} M" for group in groups.values()]
+    lines = [f"| | {' | '.join(names)} | bytes a weight |", f"|---|{'--:|' * (len(names) + 1)}"]
+    for key in next(iter(groups.values()))["rows"]:
+        seconds = [f"{group['rows'][key]['seconds']:.4f}" for group in groups.values()]
+        last = list(groups.values())[-1]
+        extra = last["rows"][key]["extra_bytes"] / last["weights"]
+        lines.append(f"| {key} | {' | '.join(seconds)} | {extra:.1f} |")
+    rows = list(groups.values())[-1]["rows"]
+    ratio = rows["weights, global"]["seconds"] / rows["numpy.partition"]["seconds"]
+    lines += [
+        "",
+        "Seconds of an update of all masks, by the number of weights, and the most memory beyond "
+        "what was held before, for the largest. Global update of single weights over "
+        f"`numpy.partition` of the same magnitudes, at {names[-1]}: {ratio:.2f} (reach: ≤ 3). One "
+        f"core, {saved['hardware']['cpu']}.",
+    ]
+    return "\n".join(lines)
+
+
+def main(_: list[str]) -> None:
+    rows = {run: seeds for run in lenets.RUNS if (seeds := found(run))}
+    if rows:
+        draw(rows)
+        image = f"![Test errors of each network]({PLOT.name})"
+        parts = ["## LeNets on MNIST", of_lenets(rows), image]
+        put(PAGE, "lenets", "\n\n".join(parts))
+    for marker, title, name, table in (
+        ("steps", "## What a step costs", "pruning_step_times", steps),
+        ("masks", "## What an update of the masks costs", "pruning_mask_update", masks),
+    ):
+        saved = results.load(name)
+        if saved is not None:
+            put(PAGE, marker, f"{title}\n\n{table(saved)}")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    app.run(main)
