@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -15,6 +16,8 @@ from tfcomp.pruning.masks import Mask, pruned_count
 from tfcomp.pruning.sparsity import Kernel
 
 Array = npt.NDArray[Any]
+
+_PART = 1 << 14
 
 
 class Unit(abc.ABC):
@@ -227,24 +230,28 @@ class NM(Unit):
     def scores(self, kernel: Kernel, scores: Array, keep: Mask) -> Array:
         """What each group loses by obeying: the sum of its m − n lowest scores."""
         rows = self._rows(kernel, scores, keep)
-        rows.partition(self.m - self.n - 1, axis=1)
-        lost = rows[:, : self.m - self.n]
-        sums: Array = np.where(np.isfinite(lost), lost, 0).sum(axis=1)
+        sums = np.empty(len(rows))
+        for part in _parts(len(rows)):
+            rows[part].partition(self.m - self.n - 1, axis=1)
+            lost = rows[part, : self.m - self.n]
+            sums[part] = np.where(np.isfinite(lost), lost, 0).sum(axis=1, dtype=np.float64)
         sums[self.removed(kernel, keep)] = -np.inf
         return sums
 
     def remove(self, kernel: Kernel, scores: Array, keep: Mask, stay: Mask) -> Mask:
         rows = self._rows(kernel, scores, keep)
-        # Stable, so that of equal weights the first go.
-        lowest = np.argsort(rows, axis=1, kind="stable")[:, : self.m - self.n]
         within = np.ones(rows.shape, np.bool_)
-        np.put_along_axis(within, lowest, False, axis=1)
+        for part in _parts(len(rows)):
+            # Stable, so that of equal weights the first go.
+            lowest = np.argsort(rows[part], axis=1, kind="stable")[:, : self.m - self.n]
+            np.put_along_axis(within[part], lowest, False, axis=1)
         return keep & self.join(kernel, within | stay[:, None])
 
     def _rows(self, kernel: Kernel, scores: Array, keep: Mask) -> Array:
         """Scores of each group, −∞ for what is removed or padding; a copy."""
-        rows = self.split(kernel, np.where(keep, scores.astype(np.float64), -np.inf), -np.inf)
-        return np.array(rows)
+        known = scores.astype(np.result_type(np.float32, scores.dtype), copy=False)
+        rows = self.split(kernel, np.where(keep, known, known.dtype.type(-np.inf)), -np.inf)
+        return np.ascontiguousarray(rows)
 
     def get_config(self) -> dict[str, Any]:
         return {"n": self.n, "m": self.m}
@@ -325,6 +332,12 @@ class Kernels(Unit):
 
     def join(self, kernel: Kernel, rows: Array) -> Array:
         return rows.T.reshape(_shape(kernel))
+
+
+def _parts(count: int) -> Iterator[slice]:
+    """Rows in parts that stay in a processor's cache."""
+    for start in range(0, count, _PART):
+        yield slice(start, start + _PART)
 
 
 def _shape(kernel: Kernel) -> tuple[int, ...]:
