@@ -58,7 +58,7 @@ class Recipe:
     round_epochs: int = 5
 
 
-RECIPES = {"lenet_300_100": Recipe(40), "lenet_5": Recipe(16)}
+RECIPES = {"lenet_300_100": Recipe(40), "lenet_5": Recipe(16, rate=0.02)}
 
 
 def lenet_300_100() -> keras.Model:

@@ -100,11 +100,12 @@ COUNTED = [
     (Blocks(2, 4), 0.6, lambda k: zero_blocks(k, 2, 4), 0.6),
     (Kernels(), 0.45, zero_windows, 0.45),
 ]
+IDS = [f"{unit} {sparsity}" for unit, sparsity, *_ in COUNTED]
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
 @pytest.mark.parametrize("ramped", [False, True])
-@pytest.mark.parametrize(("unit", "sparsity", "counted", "share"), COUNTED, ids=str)
+@pytest.mark.parametrize(("unit", "sparsity", "counted", "share"), COUNTED, ids=IDS)
 def test_counts_are_exact(
     unit: Unit, sparsity: float, counted: Any, share: float, ramped: bool, scope: Any
 ) -> None:
@@ -161,7 +162,7 @@ def test_n_m_of_a_depthwise_kernel_is_refused() -> None:
 # ---- what sparsity survives
 
 
-@pytest.mark.parametrize(("unit", "sparsity", "counted", "share"), COUNTED, ids=str)
+@pytest.mark.parametrize(("unit", "sparsity", "counted", "share"), COUNTED, ids=IDS)
 @pytest.mark.parametrize("way", ["ema", "stopping", "accumulation", "mixed"])
 def test_training_of_all_kinds_leaves_the_counts(
     way: str, unit: Unit, sparsity: float, counted: Any, share: float
@@ -182,7 +183,7 @@ def test_training_of_all_kinds_leaves_the_counts(
         assert got == (total if share == 1 else math.floor(share * total + 0.5))
 
 
-@pytest.mark.parametrize(("unit", "sparsity", "counted", "share"), COUNTED, ids=str)
+@pytest.mark.parametrize(("unit", "sparsity", "counted", "share"), COUNTED, ids=IDS)
 def test_a_saved_model_keeps_its_zeros(
     tmp_path: pathlib.Path, unit: Unit, sparsity: float, counted: Any, share: float
 ) -> None:
@@ -258,6 +259,7 @@ def test_a_criterion_of_ones_own() -> None:
         (lambda k: np.zeros(3), "finite scores of its shape"),
         (lambda k: np.full(k.variable.shape, np.nan), "not finite"),
     ],
+    ids=["shape", "NaN"],
 )
 def test_wrong_scores_are_refused(bad: Any, message: str) -> None:
     class Bad(WeightCriterion):
