@@ -7,6 +7,7 @@ from tfcomp.pruning.activation_criteria import (
 )
 from tfcomp.pruning.batch_norm_scale import BatchNormScale
 from tfcomp.pruning.budget import Budget
+from tfcomp.pruning.connectivity import ErrorBarrier, error_barrier
 from tfcomp.pruning.criteria import Criterion, L1Norm, L2Norm, Random
 from tfcomp.pruning.geometric_median import FPGM
 from tfcomp.pruning.hrank import HRank
@@ -18,6 +19,7 @@ from tfcomp.pruning.initialization import (
     SynFlow,
     prune_at_initialization,
 )
+from tfcomp.pruning.lottery import Round, Ticket, find_ticket
 from tfcomp.pruning.masks import Masked, keep_mask, keep_masks, pruned_count
 from tfcomp.pruning.schedules import (
     ConstantSparsity,
@@ -46,6 +48,7 @@ __all__ = [
     "ConstantSparsity",
     "CosineDecay",
     "Criterion",
+    "ErrorBarrier",
     "GraSP",
     "HRank",
     "InitializationReport",
@@ -62,16 +65,20 @@ __all__ = [
     "PolynomialDecay",
     "Random",
     "RandomWeights",
+    "Round",
     "Schedule",
     "Sensitivity",
     "ShrinkReport",
     "Spending",
     "SynFlow",
     "Taylor",
+    "Ticket",
     "Unit",
     "WeightCriterion",
     "Weights",
+    "error_barrier",
     "find_kernels",
+    "find_ticket",
     "keep_mask",
     "keep_masks",
     "prune_at_initialization",

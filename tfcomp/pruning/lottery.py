@@ -1,0 +1,406 @@
+"""Lottery tickets: sparse networks found by training, and trained again from near their start."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from tfcomp.errors import TfcompError
+from tfcomp.files import replacing, write_json
+from tfcomp.graph import rebuild, trace
+from tfcomp.pruning.masks import Mask, Masked, keep_masks, pruned_count
+from tfcomp.pruning.schedules import check_sparsity
+from tfcomp.pruning.sparsity import find_kernels
+
+# Trains a model in place, with the callbacks that it is given.
+Train = Callable[[keras.Model, list[keras.callbacks.Callback]], Any]
+Evaluate = Callable[[keras.Model], float]
+Weights = list[npt.NDArray[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """One round of training.
+
+    Attributes:
+        number: 0 for the dense network.
+        sparsity: Zeros over weights of all pruned kernels while it was trained.
+        score: What `evaluate` gave afterwards.
+    """
+
+    number: int
+    sparsity: float
+    score: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ticket:
+    """What `find_ticket` found.
+
+    Attributes:
+        rounds: Every round, the dense one first.
+        masks: For each round, by the kernel's name, True where weights stay.
+        start: The weights that rounds begin from, in the order of `model.get_weights()`: those
+            of step k, or of the end of round 0 where only the learning rate is rewound.
+        trained: The weights after the last round.
+    """
+
+    rounds: tuple[Round, ...]
+    masks: tuple[dict[str, Mask], ...]
+    start: Weights
+    trained: Weights
+    _model: keras.Model
+
+    def model(self, number: int = -1) -> keras.Model:
+        """A copy at its start, with the mask of one round: the ticket.
+
+        Args:
+            number: Of the round. Default the last.
+
+        Returns:
+            The model, uncompiled. Train it with `PruneWeights.from_zeros()`.
+        """
+        return self._with(rebuild(trace(self._model)), self.start, number)
+
+    def result(self) -> keras.Model:
+        """A copy with the weights that the last round ended with."""
+        return self._with(rebuild(trace(self._model)), self.trained, -1)
+
+    def reinitialized(self, seed: int, number: int = -1) -> keras.Model:
+        """The control: the same mask on new random weights.
+
+        Args:
+            seed: Of the new weights.
+            number: Of the round. Default the last.
+
+        Returns:
+            The model, uncompiled.
+        """
+        layers = keras.initializers
+        model = rebuild(trace(self._model))
+        fresh = []
+        for index, (path, value) in enumerate(zip(_paths(model), self.start, strict=True)):
+            # Kernels anew in the manner of Keras; biases and statistics as at the start.
+            if path in self.masks[0]:
+                value = np.asarray(
+                    layers.GlorotUniform(seed=seed + index)(value.shape), value.dtype
+                )
+            fresh.append(value)
+        return self._with(model, fresh, number)
+
+    def _with(self, model: keras.Model, weights: Weights, number: int) -> keras.Model:
+        masks = self.masks[number]
+        paths = _paths(model)
+        model.set_weights(
+            [
+                np.where(masks[path], value, value.dtype.type(0)) if path in masks else value
+                for path, value in zip(paths, weights, strict=True)
+            ]
+        )
+        return model
+
+    def __str__(self) -> str:
+        lines = ["round  weights left   score"]
+        lines += [
+            f"{one.number:>5}  {100 * (1 - one.sparsity):>10.2f} %  {one.score:.4f}"
+            for one in self.rounds
+        ]
+        return "\n".join(lines)
+
+
+def find_ticket(
+    model: keras.Model,
+    train: Train,
+    evaluate: Evaluate,
+    sparsity: float,
+    *,
+    rate: float = 0.2,
+    rewind_to: int = 0,
+    rewind: Literal["weights", "learning_rate"] = "weights",
+    scope: Literal["local", "global"] = "global",
+    skip: Iterable[Any] = (),
+    rates: Mapping[str, float] | None = None,
+    directory: str | os.PathLike[str] | None = None,
+) -> Ticket:
+    """Trains, removes the smallest weights, goes back to the start, and does so again.
+
+    After each round the ⌊(1 − (1 − p)^r)·n + ½⌋ weights of smallest magnitude are removed, p being
+    the rate, until the sparsity is reached; those left go back to what they were at step k of
+    the first training (Frankle, Dziugaite, Roy and Carbin 2019, arXiv:1903.01611; with k = 0 the
+    lottery ticket of Frankle and Carbin 2018, arXiv:1803.03635). With `rewind="learning_rate"`
+    they keep their values, and only the training, with its learning rates, begins anew (Renda,
+    Frankle and Carbin 2020, arXiv:2003.02389).
+
+    Masks are kept while `train` fits, by the callbacks that it is given. A directory keeps each
+    finished round; the next call with the same settings goes on from there.
+
+    Args:
+        model: A built functional or Sequential model at its initial weights; not changed.
+        train: `train(model, callbacks)` compiles and fits the model that it is given, in the same
+            way each time, with the callbacks that it is given.
+        evaluate: `evaluate(model)` gives a score, such as the accuracy on held-out data.
+        sparsity: To be reached in the last round, in (0, 1).
+        rate: p, the share of what is left that goes in each round, in (0, 1). Default 0.2.
+        rewind_to: k, in steps of the first training. Default 0.
+        rewind: "weights" (the default) or "learning_rate".
+        scope: "global" (the default) compares the weights of all kernels, "local" those of each.
+        skip: Layers to spare, as objects or names.
+        rates: With scope "local", rates of some layers by name: the paper removes half as much of
+            the output layer.
+        directory: Where rounds are kept. Default: nowhere.
+
+    Returns:
+        The ticket, with every round's mask and score.
+
+    Raises:
+        TfcompError: If an argument is not as described, the directory holds rounds of other
+            settings, or training never reaches step k.
+        UnsupportedModelError: If the model is subclassed or not built.
+
+    Example:
+        >>> keras.utils.set_random_seed(0)
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+        >>> x, y = np.ones((16, 4)), np.ones((16, 8))
+        >>> def train(model, callbacks):
+        ...     model.compile("adam", "mse")
+        ...     model.fit(x, y, verbose=0, callbacks=callbacks)
+        >>> score = lambda model: -float(np.mean((model.predict(x, verbose=0) - y) ** 2))
+        >>> ticket = find_ticket(model, train, score, sparsity=0.36)
+        >>> [round(one.sparsity, 2) for one in ticket.rounds]
+        [0.0, 0.19, 0.38]
+    """
+    search = _Search(model, train, evaluate, rewind_to, rewind, scope, skip, rates, directory)
+    rounds = search.check(sparsity, rate)
+    return search.run(rounds, sparsity, rate)
+
+
+class _Rewinding(keras.callbacks.Callback):
+    """Takes down the weights after so many steps."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step, self.done, self.weights = step, 0, None
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.done += 1
+        if self.done == self.step:
+            self.weights = self.model.get_weights()
+
+
+class _KeepMasks(keras.callbacks.Callback):
+    """Holds the weights that masks leave out at zero, by constraints, while `fit` trains."""
+
+    def __init__(self, masks: dict[str, Mask]) -> None:
+        super().__init__()
+        self.masks = masks
+        self._held: list[tuple[Any, Masked]] = []
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        for kernel in find_kernels(self.model, depthwise=True)[0]:
+            if kernel.name in self.masks:
+                mask = keras.Variable(self.masks[kernel.name], dtype="bool", trainable=False)
+                held = Masked(mask, kernel.variable.constraint)
+                kernel.variable.constraint = held
+                self._held.append((kernel.variable, held))
+        self._zero()
+        self.model.make_train_function(force=True)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._zero()  # an average may have been put back
+        for variable, held in self._held:
+            variable.constraint = held.constraint
+        self._held = []
+
+    def _zero(self) -> None:
+        for variable, held in self._held:
+            variable.assign(held.zeroed(variable))
+
+
+class _Search:
+    """The rounds of one search."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        train: Train,
+        evaluate: Evaluate,
+        rewind_to: int,
+        rewind: str,
+        scope: str,
+        skip: Iterable[Any],
+        rates: Mapping[str, float] | None,
+        directory: str | os.PathLike[str] | None,
+    ) -> None:
+        self.model = rebuild(trace(model))
+        self.train, self.evaluate = train, evaluate
+        self.rewind_to, self.rewind, self.scope = rewind_to, rewind, scope
+        self.rates = dict(rates or {})
+        self.folder = None if directory is None else pathlib.Path(directory)
+        names = [item if isinstance(item, str) else item.name for item in skip]
+        self.kernels, _ = find_kernels(self.model, skip=names)
+        self.settings: dict[str, Any] = {}
+
+    def check(self, sparsity: float, rate: float) -> int:
+        """How many rounds there are beside the dense one."""
+        check_sparsity("sparsity", sparsity)
+        for name, value in {"rate": rate, **self.rates}.items():
+            if not (isinstance(value, float) and 0 < value < 1):
+                raise TfcompError(f"The rate {name!r} must be in (0, 1). Received: {value!r}.")
+        for argument, given, known in (
+            ("rewind", self.rewind, ("weights", "learning_rate")),
+            ("scope", self.scope, ("local", "global")),
+        ):
+            if given not in known:
+                raise TfcompError(f"`{argument}` must be one of {known}. Received: {given!r}.")
+        if sparsity == 0 or not self.kernels:
+            raise TfcompError(
+                f"find_ticket expects a sparsity above 0 and kernels to prune. Received: "
+                f"{sparsity!r}, {len(self.kernels)} kernels in {self.model.name!r}."
+            )
+        if not isinstance(self.rewind_to, int) or self.rewind_to < 0:
+            raise TfcompError(
+                f"`rewind_to` must be a number of steps, 0 or more. Received: {self.rewind_to!r}."
+            )
+        layers = {kernel.name.split("/")[-2] for kernel in self.kernels}
+        if self.rates and (self.scope != "local" or not layers >= set(self.rates)):
+            raise TfcompError(
+                f'`rates` are for scope="local" and layers among {sorted(layers)}. Received: '
+                f"{self.rates} with scope={self.scope!r}."
+            )
+        # A hair less, since 0.2 of 0.8 left is a little more than 0.64.
+        return max(math.ceil(math.log(1 - sparsity) / math.log(1 - rate) - 1e-9), 1)
+
+    def run(self, rounds: int, sparsity: float, rate: float) -> Ticket:
+        """All rounds, those that are kept from the directory."""
+        self._open(sparsity, rate)
+        initial = self.model.get_weights()
+        masks = {kernel.name: np.ones(kernel.variable.shape, np.bool_) for kernel in self.kernels}
+        start, weights = initial, initial
+        done: list[Round] = []
+        kept: list[dict[str, Mask]] = []
+        for number in range(rounds + 1):
+            kept.append(masks)
+            found = self._stored(number)
+            if found is None:
+                found = self._round(number, masks, start if self.rewind == "weights" else weights)
+                self._store(number, *found)
+            score, weights, noted = found
+            if number == 0:
+                start = initial if self.rewind_to == 0 else noted
+                if self.rewind == "learning_rate":
+                    start = weights
+            zeros = sum(int(np.count_nonzero(~mask)) for mask in masks.values())
+            size = sum(kernel.size for kernel in self.kernels)
+            done.append(Round(number, zeros / size, score))
+            masks = self._next(masks, weights, number + 1, rate)
+        return Ticket(tuple(done), tuple(kept), start, weights, self.model)
+
+    def _round(
+        self, number: int, masks: dict[str, Mask], begin: Weights
+    ) -> tuple[float, Weights, Weights]:
+        model = rebuild(trace(self.model))
+        values = []
+        for path, value in zip(_paths(model), begin, strict=True):
+            if path in masks:
+                value = np.where(masks[path], value, value.dtype.type(0))
+            values.append(value)
+        model.set_weights(values)
+        rewinding = _Rewinding(self.rewind_to)
+        callbacks: list[keras.callbacks.Callback] = []
+        if number:
+            callbacks.append(_KeepMasks(masks))
+        elif self.rewind_to:
+            callbacks.append(rewinding)
+        self.train(model, callbacks)
+        self._check_zeros(model, masks)
+        if not number and self.rewind_to and rewinding.weights is None:
+            raise TfcompError(
+                f"`rewind_to` is step {self.rewind_to}, but training saw {rewinding.done} batches "
+                "end (with steps_per_execution, only some do), or `train` left its callbacks out."
+            )
+        return float(self.evaluate(model)), model.get_weights(), rewinding.weights or begin
+
+    def _check_zeros(self, model: keras.Model, masks: dict[str, Mask]) -> None:
+        for path, value in zip(_paths(model), model.get_weights(), strict=True):
+            if path in masks and (value[~masks[path]] != 0).any():
+                raise TfcompError(
+                    f"Removed weights of {path!r} came back while `train` ran. It must give its "
+                    "callbacks to `fit`: model.fit(..., callbacks=callbacks)."
+                )
+
+    def _next(
+        self, masks: dict[str, Mask], weights: Weights, number: int, rate: float
+    ) -> dict[str, Mask]:
+        by_path = dict(zip(_paths(self.model), weights, strict=True))
+        names = list(masks)
+        groups = [names] if self.scope == "global" else [[name] for name in names]
+        new: dict[str, Mask] = {}
+        for group in groups:
+            share = self.rates.get(group[0].split("/")[-2], rate)
+            scores = [np.where(masks[n], np.abs(by_path[n]), -np.inf) for n in group]
+            count = pruned_count(sum(s.size for s in scores), 1 - (1 - share) ** number)
+            new |= dict(zip(group, keep_masks(scores, count), strict=True))
+        return new
+
+    # ---- the directory
+
+    def _open(self, sparsity: float, rate: float) -> None:
+        if self.folder is None:
+            return
+        digest = hashlib.sha256()
+        for value in self.model.get_weights():
+            digest.update(np.ascontiguousarray(value).tobytes())
+        settings = {
+            "initial_weights": digest.hexdigest(),
+            "rate": rate,
+            "rewind_to": self.rewind_to,
+            "rewind": self.rewind,
+            "scope": self.scope,
+            "rates": self.rates,
+            "kernels": [kernel.name.partition("/")[2] for kernel in self.kernels],
+        }
+        path = self.folder / "settings.json"
+        if path.exists() and json.loads(path.read_text()) != settings:
+            raise TfcompError(
+                f"{self.folder} holds rounds of another search: other initial weights or "
+                "settings. Choose another directory, or start from the same model."
+            )
+        write_json(path, settings)
+
+    def _store(self, number: int, score: float, weights: Weights, noted: Weights) -> None:
+        if self.folder is None:
+            return
+        arrays = {f"weights{i}": value for i, value in enumerate(weights)}
+        arrays |= {f"noted{i}": value for i, value in enumerate(noted)}
+        with replacing(self.folder / f"round-{number}.npz") as temporary:
+            np.savez(temporary, score=np.float64(score), **arrays)  # type: ignore[arg-type]
+
+    def _stored(self, number: int) -> tuple[float, Weights, Weights] | None:
+        path = None if self.folder is None else self.folder / f"round-{number}.npz"
+        if path is None or not path.exists():
+            return None
+        with np.load(path) as kept:
+            count = len(self.model.weights)
+            return (
+                float(kept["score"]),
+                [kept[f"weights{i}"] for i in range(count)],
+                [kept[f"noted{i}"] for i in range(count)],
+            )
+
+
+def _paths(model: keras.Model) -> list[str]:
+    """A name for each of `model.get_weights()`, as that of its kernel where it is one."""
+    names: dict[int, str] = {
+        id(kernel.variable): kernel.name for kernel in find_kernels(model, depthwise=True)[0]
+    }
+    return [names.get(id(variable), variable.path) for variable in model.weights]
