@@ -56,7 +56,9 @@ def of_lenets(rows: dict[lenets.Run, list[dict[str, Any]]]) -> str:
         cells = [NETWORKS[run.network], TITLES[run.method], f"{100 * run.sparsity:.1f} %", paper]
         lines.append(f"| {' | '.join([*cells, f'{statistics.mean(errors):.2f}', each])} |")
     recipes = "; ".join(
-        f"{NETWORKS[name]} {recipe.epochs} epochs" for name, recipe in lenets.RECIPES.items()
+        f"{NETWORKS[name]} {recipe.epochs} epochs at a rate of {recipe.rate:g} with a weight decay of "
+        f"{recipe.weight_decay:g}"
+        for name, recipe in lenets.RECIPES.items()
     )
     one = lenets.RECIPES["lenet_5"]
     path = next((results.FOLDER / lenets.NAME).glob("*.json"))
@@ -64,8 +66,8 @@ def of_lenets(rows: dict[lenets.Run, list[dict[str, Any]]]) -> str:
     cpu = "" if saved is None else f" {saved['hardware']['cpu']}."
     lines += [
         "",
-        f"{recipes}; batches of {lenets.BATCH}, SGD at {one.rate:g} with momentum, the same for "
-        "all. Pruned and retrained: the trained network, "
+        f"{recipes}; batches of {lenets.BATCH}, SGD with momentum, the same "
+        "for all methods. Pruned and retrained: the trained network, "
         f"{one.rounds} rounds {one.round_epochs} epochs apart to {100 * lenets.HAN:.1f} %, and as "
         "many epochs again. At initialisation: one batch of the training set, all kernels "
         f"together, biases left; SynFlow in 100 rounds. 10,000 test images. One core,{cpu}",

@@ -148,6 +148,20 @@ def test_the_control_has_the_masks_and_other_weights() -> None:
     control.fit(X, Y, verbose=0, callbacks=[PruneWeights.from_zeros()])
 
 
+def test_the_control_is_drawn_as_the_layers_draw() -> None:
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(8, kernel_initializer=keras.initializers.RandomNormal(50.0, 0.1)),
+            layers.Dense(3, kernel_initializer=keras.initializers.Constant(2.0)),
+        ]
+    )
+    control = find_ticket(model, train, loss, 0.2).reinitialized(seed=1)
+    first, _, second, _ = control.get_weights()
+    assert abs(first[first != 0] - 50).max() < 1
+    assert set(np.unique(second)) <= {0.0, 2.0}
+
+
 def test_layers_have_rates_of_their_own() -> None:
     ticket = find_ticket(network(), train, loss, 0.36, scope="local", rates={"b": 0.1})
     by_layer = {name.split("/")[-2]: mask for name, mask in ticket.masks[2].items()}

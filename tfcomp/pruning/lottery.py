@@ -20,7 +20,7 @@ from tfcomp.files import replacing, write_json
 from tfcomp.graph import rebuild, trace
 from tfcomp.pruning.masks import Mask, Masked, keep_masks, pruned_count
 from tfcomp.pruning.schedules import check_sparsity
-from tfcomp.pruning.sparsity import find_kernels
+from tfcomp.pruning.sparsity import find_kernels, initializers
 
 # Trains a model in place, with the callbacks that it is given.
 Train = Callable[[keras.Model, list[keras.callbacks.Callback]], Any]
@@ -77,7 +77,7 @@ class Ticket:
         return self._with(rebuild(trace(self._model)), self.trained, -1)
 
     def reinitialized(self, seed: int, number: int = -1) -> keras.Model:
-        """The control: the same mask on new random weights.
+        """The control: the same mask on new random weights, drawn as the layers draw theirs.
 
         Args:
             seed: Of the new weights.
@@ -86,15 +86,16 @@ class Ticket:
         Returns:
             The model, uncompiled.
         """
-        layers = keras.initializers
         model = rebuild(trace(self._model))
+        found = initializers(model)
         fresh = []
-        for index, (path, value) in enumerate(zip(_paths(model), self.start, strict=True)):
-            # Kernels anew in the manner of Keras; biases and statistics as at the start.
+        for index, (variable, path, value) in enumerate(
+            zip(model.weights, _paths(model), self.start, strict=True)
+        ):
+            # Kernels anew, as their layers make them; biases and statistics as at the start.
             if path in self.masks[0]:
-                value = np.asarray(
-                    layers.GlorotUniform(seed=seed + index)(value.shape), value.dtype
-                )
+                initializer = _seeded(found.get(id(variable)), seed + index)
+                value = np.asarray(initializer(value.shape), value.dtype)
             fresh.append(value)
         return self._with(model, fresh, number)
 
@@ -396,6 +397,13 @@ class _Search:
                 [kept[f"weights{i}"] for i in range(count)],
                 [kept[f"noted{i}"] for i in range(count)],
             )
+
+
+def _seeded(initializer: Any, seed: int) -> Any:
+    """The same initialiser with a seed of its own; Glorot's where there is none."""
+    made = keras.initializers.GlorotUniform() if initializer is None else initializer
+    config = made.get_config()
+    return type(made).from_config({**config, "seed": seed}) if "seed" in config else made
 
 
 def _paths(model: keras.Model) -> list[str]:

@@ -142,6 +142,16 @@ def _is_kernel(variable: Any) -> bool:
     return len(variable.shape) > 1 and f"_{variable.name}".endswith("_kernel")
 
 
+def initializers(model: keras.Model) -> dict[int, Any]:
+    """By the variable's id, what a kernel's layer fills it with, as its configuration says."""
+    holders = _Holders(model)
+    return {
+        id(variable): found
+        for variable in model.weights
+        if _is_kernel(variable) and (found := holders.initializer(variable)) is not None
+    }
+
+
 def find_scales(model: keras.Model) -> list[Any]:
     """The trainable γ of all BatchNormalizations, wherever in the model they are, each once."""
     holders = _Holders(model)
@@ -207,6 +217,14 @@ class _Holders:
         if self.is_depthwise(variable):
             return None, rank - 2
         return rank - (1 if self.is_held_by(variable, _TRANSPOSED) else 2), rank - 2
+
+    def initializer(self, variable: Any) -> Any:
+        """The `kernel_initializer`, `depthwise_initializer` … of the layer that holds it."""
+        part = variable.name.removesuffix("_kernel")
+        for key, layer in self._layers.items():
+            if id(variable) in self._variables[key]:
+                return getattr(layer, f"{part}_initializer", None)
+        return None
 
     def is_held_by(self, variable: Any, kinds: tuple[type, ...]) -> bool:
         """Whether a layer of one of these classes holds it itself."""
