@@ -56,8 +56,8 @@ def of_lenets(rows: dict[lenets.Run, list[dict[str, Any]]]) -> str:
         cells = [NETWORKS[run.network], TITLES[run.method], f"{100 * run.sparsity:.1f} %", paper]
         lines.append(f"| {' | '.join([*cells, f'{statistics.mean(errors):.2f}', each])} |")
     recipes = "; ".join(
-        f"{NETWORKS[name]} {recipe.epochs} epochs at a rate of {recipe.rate:g} with a weight decay of "
-        f"{recipe.weight_decay:g}"
+        f"{NETWORKS[name]} {recipe.epochs} epochs at a rate of {recipe.rate:g} with a weight "
+        f"decay of {recipe.weight_decay:g}"
         for name, recipe in lenets.RECIPES.items()
     )
     one = lenets.RECIPES["lenet_5"]

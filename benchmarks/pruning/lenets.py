@@ -6,7 +6,8 @@
   random at the same sparsity.
 
 Every network has the same recipe of training: SGD with momentum, the rate falling as a half cosine.
-The weight decay is the best of a few for SNIP on held-out training images; Keras does not pass it
+Kernels start from a truncated normal scaled by the fan in, as SNIP's paper starts them. The weight
+decay is the best of a few for SNIP on held-out training images; Keras does not pass it
 through the momentum, so that ten times the value is what papers write as an L2 penalty. The test
 set is looked at once, at the end. One JSON for each run and seed; finished ones are kept.
 
@@ -45,6 +46,7 @@ _ONLY = flags.DEFINE_string("only", "", "runs whose name has this in it")
 NAME = "pruning_lenets"
 BATCH = 100
 HAN = 1 - 1 / 12
+START = "lecun_normal"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +66,15 @@ RECIPES = {"lenet_300_100": Recipe(40), "lenet_5": Recipe(16, rate=0.02)}
 
 def lenet_300_100() -> keras.Model:
     """Two hidden layers: 266,610 parameters."""
-    layers = [keras.layers.Dense(300, "relu"), keras.layers.Dense(100, "relu")]
+    layers = keras.layers
     return keras.Sequential(
-        [keras.Input((28, 28)), keras.layers.Flatten(), *layers, keras.layers.Dense(10)],
+        [
+            keras.Input((28, 28)),
+            layers.Flatten(),
+            layers.Dense(300, "relu", kernel_initializer=START),
+            layers.Dense(100, "relu", kernel_initializer=START),
+            layers.Dense(10, kernel_initializer=START),
+        ],
         name="lenet_300_100",
     )
 
@@ -78,13 +86,13 @@ def lenet_5() -> keras.Model:
         [
             keras.Input((28, 28)),
             layers.Reshape((28, 28, 1)),
-            layers.Conv2D(20, 5),
+            layers.Conv2D(20, 5, kernel_initializer=START),
             layers.MaxPooling2D(2),
-            layers.Conv2D(50, 5),
+            layers.Conv2D(50, 5, kernel_initializer=START),
             layers.MaxPooling2D(2),
             layers.Flatten(),
-            layers.Dense(500, "relu"),
-            layers.Dense(10),
+            layers.Dense(500, "relu", kernel_initializer=START),
+            layers.Dense(10, kernel_initializer=START),
         ],
         name="lenet_5",
     )
