@@ -31,6 +31,7 @@ from tfcomp.pruning.schedules import (
 from tfcomp.pruning.sensitivity import Sensitivity, sensitivity
 from tfcomp.pruning.shrink import LayerChannels, ShrinkReport, Spending, shrink
 from tfcomp.pruning.sparsity import Kernel, KernelSparsity, find_kernels
+from tfcomp.pruning.supermask import Supermask, SupermaskTrainer, supermask
 from tfcomp.pruning.taylor import Oracle, Taylor
 from tfcomp.pruning.units import NM, Blocks, Kernels, Unit, Weights
 from tfcomp.pruning.weight_criteria import Magnitude, WeightCriterion
@@ -70,6 +71,8 @@ __all__ = [
     "Sensitivity",
     "ShrinkReport",
     "Spending",
+    "Supermask",
+    "SupermaskTrainer",
     "SynFlow",
     "Taylor",
     "Ticket",
@@ -85,4 +88,5 @@ __all__ = [
     "pruned_count",
     "sensitivity",
     "shrink",
+    "supermask",
 ]
