@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tfcomp import distillation
+from tfcomp import distillation, pruning
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -50,3 +50,12 @@ def test_every_loss_and_trainer_is_on_the_page():
     helpers = {"CourseReport", "DistillationInputs", "Lesson", "PrunedRoute"}
     missing = [name for name in distillation.__all__ if f"`{name}" not in page]
     assert set(missing) <= helpers | {"pair_layers"}
+
+
+def test_every_pruning_method_is_on_the_page():
+    page = (ROOT / "docs" / "pruning.md").read_text()
+    parts = {"ErrorBarrier", "InitializationReport", "Kernel", "KernelSparsity", "LayerChannels"}
+    parts |= {"Masked", "Round", "Sensitivity", "ShrinkReport", "Spending", "Supermask", "Ticket"}
+    functions = {"find_kernels", "keep_mask", "keep_masks", "pruned_count", "Unit"}
+    names = [name for name in pruning.__all__ if not re.search(rf"\b{name}\b", page)]
+    assert set(names) <= parts | functions
