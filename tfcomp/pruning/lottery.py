@@ -18,7 +18,8 @@ import numpy.typing as npt
 from tfcomp.errors import TfcompError
 from tfcomp.files import replacing, write_json
 from tfcomp.graph import rebuild, trace
-from tfcomp.pruning.masks import Mask, Masked, keep_masks, pruned_count
+from tfcomp.pruning.hold import Hold
+from tfcomp.pruning.masks import Mask, keep_masks, pruned_count
 from tfcomp.pruning.schedules import check_sparsity
 from tfcomp.pruning.sparsity import find_kernels, initializers
 
@@ -198,35 +199,6 @@ class _Rewinding(keras.callbacks.Callback):
             self.weights = self.model.get_weights()
 
 
-class _KeepMasks(keras.callbacks.Callback):
-    """Holds the weights that masks leave out at zero, by constraints, while `fit` trains."""
-
-    def __init__(self, masks: dict[str, Mask]) -> None:
-        super().__init__()
-        self.masks = masks
-        self._held: list[tuple[Any, Masked]] = []
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        for kernel in find_kernels(self.model, depthwise=True)[0]:
-            if kernel.name in self.masks:
-                mask = keras.Variable(self.masks[kernel.name], dtype="bool", trainable=False)
-                held = Masked(mask, kernel.variable.constraint)
-                kernel.variable.constraint = held
-                self._held.append((kernel.variable, held))
-        self._zero()
-        self.model.make_train_function(force=True)
-
-    def on_train_end(self, logs: Any = None) -> None:
-        self._zero()  # an average may have been put back
-        for variable, held in self._held:
-            variable.constraint = held.constraint
-        self._held = []
-
-    def _zero(self) -> None:
-        for variable, held in self._held:
-            variable.assign(held.zeroed(variable))
-
-
 class _Search:
     """The rounds of one search."""
 
@@ -319,7 +291,7 @@ class _Search:
         rewinding = _Rewinding(self.rewind_to)
         callbacks: list[keras.callbacks.Callback] = []
         if number:
-            callbacks.append(_KeepMasks(masks))
+            callbacks.append(Hold(masks))
         elif self.rewind_to:
             callbacks.append(rewinding)
         self.train(model, callbacks)

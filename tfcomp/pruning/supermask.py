@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from tfcomp.errors import TfcompError
 from tfcomp.graph import check_model, rebuild, trace
+from tfcomp.pruning.hold import Hold
 from tfcomp.pruning.masks import Mask, keep_mask, pruned_count
 from tfcomp.pruning.schedules import check_sparsity
 from tfcomp.pruning.sparsity import Kernel, find_kernels
@@ -90,7 +91,7 @@ class Supermask:
         the callbacks. Unlike `PruneWeights.from_zeros()` it holds removed weights that are not
         zero, and lets kept ones that begin at zero go.
         """
-        return _Hold(self.masks)
+        return Hold(self.masks)
 
     def __str__(self) -> str:
         gone = {name: int(np.count_nonzero(~mask)) for name, mask in self.masks.items()}
@@ -361,52 +362,6 @@ def _removed(
 def _permuted(values: Array, rng: np.random.Generator) -> Array:
     permuted: Array = rng.permutation(values.reshape(-1)).reshape(values.shape)
     return permuted
-
-
-class _Held(keras.constraints.Constraint):
-    """w ← c(w) where the mask keeps, and elsewhere what it was."""
-
-    def __init__(self, mask: Any, values: Any, constraint: Callable[[Any], Any] | None) -> None:
-        self.mask, self.values, self.constraint = mask, values, constraint
-
-    def __call__(self, w: Any) -> Any:
-        return self.held(w if self.constraint is None else self.constraint(self.held(w)))
-
-    def held(self, w: Any) -> Any:
-        """`w` with what is removed at its value."""
-        return keras.ops.where(self.mask, w, keras.ops.cast(self.values, w.dtype))
-
-
-class _Hold(keras.callbacks.Callback):
-    """Keeps removed weights at their values while `fit` trains, by constraints."""
-
-    def __init__(self, masks: Mapping[str, Mask]) -> None:
-        super().__init__()
-        self.masks = dict(masks)
-        self._held: list[tuple[Any, _Held]] = []
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        kernels = {k.name: k for k in find_kernels(self.model, depthwise=True)[0]}
-        for name, mask in self.masks.items():
-            if name not in kernels or tuple(kernels[name].variable.shape) != mask.shape:
-                raise TfcompError(
-                    f"hold() is for models with the masked kernels. Received: {self.model.name!r} "
-                    f"without {name!r} of shape {mask.shape}."
-                )
-        for name, mask in self.masks.items():
-            variable = kernels[name].variable
-            fixed = keras.Variable(mask, dtype="bool", trainable=False)
-            values = keras.Variable(variable, dtype=variable.dtype, trainable=False)
-            held = _Held(fixed, values, variable.constraint)
-            variable.constraint = held
-            self._held.append((variable, held))
-        self.model.make_train_function(force=True)
-
-    def on_train_end(self, logs: Any = None) -> None:
-        for variable, held in self._held:
-            variable.assign(held.held(variable))  # an average may have been put back
-            variable.constraint = held.constraint
-        self._held = []
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")
