@@ -344,6 +344,42 @@ def test_time_distributed_and_embedding():
     assert small.get_layer("t").layer.units == 3
 
 
+@pytest.mark.parametrize("wrap", [lambda r: r, layers.Bidirectional])
+def test_masks_of_tokens_go_with_what_is_cut(wrap):
+    x = keras.Input((5,), dtype="int32")
+    y = layers.Embedding(9, 8, mask_zero=True, name="e")(x)
+    y = layers.GlobalAveragePooling1D()(wrap(layers.LSTM(6, return_sequences=True))(y))
+    model = keras.Model(x, layers.Dense(3, name="out")(y))
+    kinds = (layers.LSTM, layers.Bidirectional)
+    recurrent = next(layer for layer in model.layers if isinstance(layer, kinds))
+
+    def zeros(removed):
+        r = removed[recurrent.name]
+        both = [*r, *(u + 6 for u in r)] if wrap is layers.Bidirectional else r
+        result = [("out", "kernel", 0, both)]
+        for one in recurrent.weights:
+            suffix = "/".join(one.path.split("/")[-3:])
+            if suffix.endswith("recurrent_kernel"):
+                result.append((recurrent.name, suffix, 0, r))
+            elif suffix.endswith("kernel"):
+                result.append((recurrent.name, suffix, 0, removed["e"]))
+        return result
+
+    check(model, zeros)
+
+
+def test_repeated_vectors():
+    x = keras.Input((4,))
+    y = layers.RepeatVector(5)(layers.Dense(6, name="a")(x))
+    y = layers.Conv1D(4, 3, activation="tanh", name="c")(y)
+    model = keras.Model(x, layers.Dense(3, name="out")(layers.GlobalMaxPooling1D()(y)))
+
+    def zeros(removed):
+        return [("c", "kernel", 1, removed["a"]), ("out", "kernel", 0, removed["c"])]
+
+    check(model, zeros)
+
+
 def test_normalization_of_channels():
     x = keras.Input((5, 4))
     y = layers.Normalization(name="n")(layers.Dense(6, name="a")(x))

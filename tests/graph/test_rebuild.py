@@ -132,3 +132,14 @@ def test_what_cannot_be_walked_is_refused_in_one_line(model, words):
     with pytest.raises(UnsupportedModelError, match=words) as caught:
         trace(model)
     assert "\n" not in str(caught.value)
+
+
+def test_nested_model_whose_output_is_an_output():
+    inside = keras.Input((4,))
+    block = keras.Model(inside, keras.layers.Dense(4)(inside), name="block")
+    x = keras.Input((4,))
+    y = block(keras.layers.Dense(4)(x))
+    model = keras.Model(x, [block(y), y])
+    images = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
+    for expected, received in zip(model(images), rebuild(model)(images), strict=True):
+        np.testing.assert_array_equal(received, expected)

@@ -137,10 +137,14 @@ class Call:
 
     @property
     def tensor(self) -> Tensor:
-        """The only input tensor."""
-        if len(self.node.inputs) != 1:
-            raise Barrier(f"takes {len(self.node.inputs)} tensors where one was expected")
-        return self.node.inputs[0]
+        """The only input tensor, a mask that has no channels aside."""
+        mask = self.node.kwargs.get("mask")
+        inputs = [
+            tensor for tensor in self.node.inputs if tensor is not mask or tensor in self.walk.flows
+        ]
+        if len(inputs) != 1:
+            raise Barrier(f"takes {len(inputs)} tensors where one was expected")
+        return inputs[0]
 
     @property
     def flow(self) -> Flow | None:

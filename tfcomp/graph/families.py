@@ -367,6 +367,11 @@ def _permute(call: Call) -> Flow | None:
     return _transposed(call, (0, *call.op.dims))
 
 
+@handles(layers.RepeatVector)
+def _repeat_vector(call: Call) -> Flow | None:
+    return Flow(2, call.flow.ids) if call.flow else None
+
+
 @handles("Transpose")
 def _transpose(call: Call) -> Flow | None:
     axes = call.op.get_config()["axes"] or tuple(reversed(range(call.rank)))

@@ -260,7 +260,14 @@ def _trace_scope(
                 f"{sorted({op.name for op, _, _ in blocked})} wait for each other."
             )
         waiting = blocked
-    return _map_references(config["output_layers"], lambda ref: known[ref])
+
+    def output(reference: _Reference) -> Tensor:
+        name, index, position = reference
+        # Here, and here alone, Keras counts the call by which a nested model was made.
+        made = isinstance(operations[name], functional_class())
+        return known[name, index - made, position]
+
+    return _map_references(config["output_layers"], output)
 
 
 def _trace_call(
