@@ -8,7 +8,8 @@ from keras import layers
 from tfcomp.conversion import convert
 from tfcomp.errors import TfcompError
 from tfcomp.graph import dependencies, remove_units
-from tfcomp.pruning import Budget, L1Norm, Random, shrink
+from tfcomp.profiling import profile
+from tfcomp.pruning import Budget, L1Norm, Random, budget_search, shrink
 from tfcomp.pruning.shrink import importances, select
 
 
@@ -58,6 +59,90 @@ def test_no_fewer_removals_would_do(budget, cost, scope):
     assert f"at most {limit:,.0f}" in str(report)
 
 
+def sequences(width=8):
+    x = keras.Input((6, 5))
+    y = layers.Bidirectional(layers.LSTM(width, return_sequences=True), name="r")(x)
+    y = layers.Dense(width, name="d")(y)
+    y = y + layers.MultiHeadAttention(4, 3, value_dim=2, name="mha")(y, y)
+    y = layers.TimeDistributed(layers.Dense(width, activation="relu"), name="t")(y)
+    y = layers.SeparableConv1D(width, 3, depth_multiplier=2, padding="same", name="s")(y)
+    y = layers.Conv1D(width, 3, groups=2, padding="same", name="g")(y)
+    y = layers.Conv1DTranspose(width, 3, strides=2, name="up")(layers.BatchNormalization()(y))
+    y = layers.GRU(width, name="last")(layers.DepthwiseConv1D(3)(y))
+    return keras.Model(x, layers.Dense(3, name="y")(y), name="sequences")
+
+
+def by_making_every_model(model, budget, scope, round_to):
+    """The search as it is meant: halving, with each model made and measured."""
+    found = dependencies(model)
+    importance = importances(found, L1Norm())
+
+    def made(count):
+        chosen = select(found, importance, count / found.n_units, scope, round_to)
+        return remove_units(found, chosen)
+
+    low, high, limit = -1, found.n_units - 1, budget.allowance(budget.cost(model))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if budget.cost(made(middle)) <= limit else (middle, high)
+    return high / found.n_units, made(high)
+
+
+@pytest.mark.parametrize("make", [network, sequences])
+@pytest.mark.parametrize("limit", [{"macs": 0.5}, {"parameters": 0.6}, {"macs": 0.999}])
+@pytest.mark.parametrize(("scope", "round_to"), [("local", None), ("global", None), ("global", 4)])
+def test_counting_leads_where_making_every_model_does(make, limit, scope, round_to, monkeypatch):
+    model, budget = make(), Budget(**limit)
+    ratio, expected = by_making_every_model(model, budget, scope, round_to)
+    made, right = [], budget_search.remove_units
+    monkeypatch.setattr(budget_search, "remove_units", lambda *a: made.append(1) or right(*a))
+    small, report = shrink(model, budget=budget, scope=scope, round_to=round_to)
+    assert len(made) <= 1
+    assert report.asked == ratio
+    for a, b in zip(expected.get_weights(), small.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("make", [network, sequences])
+def test_ledger_counts_what_the_smaller_model_has(make):
+    found, rng = dependencies(make()), np.random.default_rng(0)
+    ledger = budget_search.Ledger(found)
+    for _ in range(5):
+        units = select(found, rng.random(found.n_units), rng.uniform(0, 0.9), "global")
+        small = remove_units(found, units)
+        assert ledger.parameters(units) == small.count_params()
+        assert ledger.macs(units) == profile(small).macs
+
+
+def test_a_ledger_that_is_wrong_is_not_trusted(monkeypatch):
+    model, budget = network(), Budget(parameters=0.4)
+    right = budget_search.Ledger.parameters
+    monkeypatch.setattr(
+        budget_search.Ledger, "parameters", lambda ledger, units: right(ledger, units) * 1.1
+    )
+    _, report = shrink(model, budget=budget)
+    ratio, small = by_making_every_model(model, budget, "local", None)
+    assert (report.asked, report.budget.after) == (ratio, small.count_params())
+
+
+def test_bytes_need_few_files(monkeypatch):
+    # As a file is: in proportion to parameters, rounded up, with a header.
+    asked = []
+
+    def cost(budget, model):
+        asked.append(model.count_params())
+        return 3000 + -(-4 * model.count_params() // 16) * 16 + 40 * (model.count_params() % 3)
+
+    model, budget = network(64), Budget(file_bytes=0.5)
+    monkeypatch.setattr(Budget, "cost", cost)
+    ratio, _ = by_making_every_model(model, budget, "global", None)
+    asked.clear()
+    _, report = shrink(model, budget=budget, scope="global")
+    assert report.budget.after <= report.budget.limit
+    assert abs(report.asked - ratio) <= 2 / report.prunable
+    assert len(asked) <= 7
+
+
 def test_a_model_within_its_budget_stays_whole():
     model = network(4)
     small, report = shrink(model, budget=Budget(parameters=model.count_params()))
@@ -84,9 +169,9 @@ def test_latency_is_measured_on_files(monkeypatch):
 
     monkeypatch.setattr(Budget, "cost", cost)
     small, report = shrink(network(), budget=Budget(latency_ms=2.0))
-    assert small.count_params() <= 2000
+    assert 1960 <= small.count_params() <= 2000
     assert report.budget.kind == "latency_ms"
-    assert len(asked) == len(set(asked)) < 12
+    assert len(asked) == len(set(asked)) <= 6
 
 
 def test_latency_of_a_file_is_a_time():

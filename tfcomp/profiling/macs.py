@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
 Shape = tuple[int | None, ...]
+WeightShape = Callable[[str], tuple[int, ...]]
 
 # Each of these does work in proportion to its elements only, which is not counted: a
 # BatchNormalization folds away, and the others are small beside the products around them.
@@ -28,7 +30,9 @@ class UncountedError(Exception):
     """The multiply-adds of this call are not known; the message is the reason."""
 
 
-def call_macs(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
+def call_macs(
+    op: Any, inputs: Sequence[Shape], output: Shape, weight_shape: WeightShape | None = None
+) -> int:
     """Multiply-adds of one call for one sample.
 
     Convolutions: output positions × kernel elements, which covers groups, strides and
@@ -40,6 +44,9 @@ def call_macs(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
         op: The layer or operation.
         inputs: Shapes of its tensor arguments, batch in front.
         output: Shape of its (first) output, batch in front.
+        weight_shape: Shapes that weights, by their names as attributes of `op`, are to be taken
+            to have: with fewer channels in them, what the call would cost after the cut. By
+            default those that they have.
 
     Returns:
         The count.
@@ -47,9 +54,10 @@ def call_macs(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
     Raises:
         UncountedError: If a dimension is dynamic or the kind has no rule.
     """
+    shape = weight_shape or (lambda name: tuple(operator.attrgetter(name)(op).shape))
     for kinds, rule in _RULES:
         if isinstance(op, kinds):
-            return rule(op, inputs, output)
+            return rule(op, inputs, output, shape)
     if isinstance(op, _ELEMENTWISE):
         return 0
     kind = type(op).__name__
@@ -58,7 +66,7 @@ def call_macs(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
     if kind in _OPAQUE:
         raise UncountedError(f"no rule for {kind}")
     if isinstance(op, keras.layers.Wrapper):
-        return call_macs(op.layer, inputs, output)
+        return call_macs(op.layer, inputs, output, _within("layer", shape))
     if isinstance(op, keras.layers.Layer) and op.trainable_weights:
         raise UncountedError(f"no rule for {kind}, which has weights")
     return 0
@@ -75,34 +83,38 @@ def _size(shape: Shape) -> int:
     return math.prod(_known(dim) for dim in shape[1:])
 
 
-def _elements(variable: Any) -> int:
-    return math.prod(variable.shape)
+def _within(part: str, shape: WeightShape) -> WeightShape:
+    """Shapes of the weights of a layer inside of another."""
+    return lambda name: shape(f"{part}.{name}")
 
 
-def _convolution(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
-    return _size(output) // op.filters * _elements(op.kernel)
+# Positions are counted with the layer's own shapes, which go with `inputs` and `output`.
 
 
-def _transposed(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
+def _convolution(op: Any, inputs: Sequence[Shape], output: Shape, shape: WeightShape) -> int:
+    return _size(output) // op.filters * math.prod(shape("kernel"))
+
+
+def _transposed(op: Any, inputs: Sequence[Shape], output: Shape, shape: WeightShape) -> int:
     channels = op.kernel.shape[-1]
-    return _size(inputs[0]) // channels * _elements(op.kernel)
+    return _size(inputs[0]) // channels * math.prod(shape("kernel"))
 
 
-def _depthwise(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
+def _depthwise(op: Any, inputs: Sequence[Shape], output: Shape, shape: WeightShape) -> int:
     channels = op.kernel.shape[-2] * op.kernel.shape[-1]
-    return _size(output) // channels * _elements(op.kernel)
+    return _size(output) // channels * math.prod(shape("kernel"))
 
 
-def _separable(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
-    kernels = _elements(op.depthwise_kernel) + _elements(op.pointwise_kernel)
+def _separable(op: Any, inputs: Sequence[Shape], output: Shape, shape: WeightShape) -> int:
+    kernels = math.prod(shape("depthwise_kernel")) + math.prod(shape("pointwise_kernel"))
     return _size(output) // op.filters * kernels
 
 
-def _dense(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
-    return _size(output) // op.units * _elements(op.kernel)
+def _dense(op: Any, inputs: Sequence[Shape], output: Shape, shape: WeightShape) -> int:
+    return _size(output) // op.units * math.prod(shape("kernel"))
 
 
-def _einsum_dense(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
+def _einsum_dense(op: Any, inputs: Sequence[Shape], output: Shape, shape: WeightShape) -> int:
     terms, _ = op.equation.split("->")
     first, second = terms.split(",")
     sizes: dict[str, int] = {}
@@ -114,46 +126,47 @@ def _einsum_dense(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
         letters = list(first)
     for letter, dim in zip(letters[1:], inputs[0][1:], strict=True):
         sizes[letter] = _known(dim)
-    sizes.update(zip(second, op.kernel.shape, strict=True))
+    sizes.update(zip(second, shape("kernel"), strict=True))
     return math.prod(sizes.values())
 
 
-def _recurrent(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
+def _recurrent(op: Any, inputs: Sequence[Shape], output: Shape, shape: WeightShape) -> int:
     cell = op.cell
     if not hasattr(cell, "recurrent_kernel"):
         raise UncountedError(f"no rule for a cell of class {type(cell).__name__}")
     steps = _known(inputs[0][1])
-    return steps * (_elements(cell.kernel) + _elements(cell.recurrent_kernel))
+    return steps * sum(math.prod(shape(f"cell.{one}")) for one in ("kernel", "recurrent_kernel"))
 
 
-def _bidirectional(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
-    return sum(call_macs(layer, inputs, output) for layer in (op.forward_layer, op.backward_layer))
+def _bidirectional(op: Any, inputs: Sequence[Shape], output: Shape, shape: WeightShape) -> int:
+    return sum(
+        call_macs(getattr(op, part), inputs, output, _within(part, shape))
+        for part in ("forward_layer", "backward_layer")
+    )
 
 
-def _time_distributed(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
+def _time_distributed(op: Any, inputs: Sequence[Shape], output: Shape, shape: WeightShape) -> int:
     steps = _known(inputs[0][1])
-    inner = [(shape[0], *shape[2:]) for shape in inputs]
-    return steps * call_macs(op.layer, inner, (output[0], *output[2:]))
+    inner = [(given[0], *given[2:]) for given in inputs]
+    outer = (output[0], *output[2:])
+    return steps * call_macs(op.layer, inner, outer, _within("layer", shape))
 
 
-def _attention(op: Any, inputs: Sequence[Shape], output: Shape) -> int:
+def _attention(op: Any, inputs: Sequence[Shape], output: Shape, shape: WeightShape) -> int:
     config = op.get_config()
-    heads, key_dim = config["num_heads"], config["key_dim"]
+    key_dim = config["key_dim"]
     value_dim = config["value_dim"] or key_dim
     query, value = inputs[0], inputs[1]
     key = inputs[2] if len(inputs) > 2 else value
     queries = _size(query) // _known(query[-1])
     keys = _size(key) // _known(key[-1])
-    projections = (
-        _size(query) * heads * key_dim
-        + _size(key) * heads * key_dim
-        + _size(value) * heads * value_dim
-        + queries * heads * value_dim * _known(output[-1])
-    )
+    rows = {"query": queries, "key": keys, "value": keys, "output": queries}
+    projections = sum(n * math.prod(shape(f"{part}_dense.kernel")) for part, n in rows.items())
+    heads = shape("query_dense.kernel")[1]
     return projections + heads * queries * keys * (key_dim + value_dim)
 
 
-_Rule = Callable[[Any, Sequence[Shape], Shape], int]
+_Rule = Callable[[Any, Sequence[Shape], Shape, WeightShape], int]
 _RULES: tuple[tuple[Any, _Rule], ...] = (
     ((keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D), _depthwise),
     ((keras.layers.SeparableConv1D, keras.layers.SeparableConv2D), _separable),

@@ -6,7 +6,7 @@ from tfcomp.pruning.activation_criteria import (
     APoZ,
 )
 from tfcomp.pruning.batch_norm_scale import BatchNormScale
-from tfcomp.pruning.budget import Budget
+from tfcomp.pruning.budget import Budget, Spending
 from tfcomp.pruning.connectivity import ErrorBarrier, error_barrier
 from tfcomp.pruning.criteria import Criterion, L1Norm, L2Norm, Random
 from tfcomp.pruning.geometric_median import FPGM
@@ -29,7 +29,7 @@ from tfcomp.pruning.schedules import (
     Schedule,
 )
 from tfcomp.pruning.sensitivity import Sensitivity, sensitivity
-from tfcomp.pruning.shrink import LayerChannels, ShrinkReport, Spending, shrink
+from tfcomp.pruning.shrink import LayerChannels, ShrinkReport, shrink
 from tfcomp.pruning.sparsity import Kernel, KernelSparsity, find_kernels
 from tfcomp.pruning.supermask import Supermask, SupermaskTrainer, supermask
 from tfcomp.pruning.taylor import Oracle, Taylor

@@ -23,7 +23,8 @@ from tfcomp.graph import (
 )
 from tfcomp.pruning.activation_criteria import ActivationMean, ActivationStandardDeviation, APoZ
 from tfcomp.pruning.batch_norm_scale import BatchNormScale
-from tfcomp.pruning.budget import Budget
+from tfcomp.pruning.budget import Budget, Spending
+from tfcomp.pruning.budget_search import spend
 from tfcomp.pruning.criteria import Criterion, L1Norm, L2Norm, Random, Scores
 from tfcomp.pruning.geometric_median import FPGM
 from tfcomp.pruning.hrank import HRank
@@ -57,30 +58,6 @@ class LayerChannels:
     kind: str
     before: int
     after: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Spending:
-    """A budget, and what came of it.
-
-    Attributes:
-        kind: "macs", "parameters", "file_bytes" or "latency_ms".
-        limit: The most that was allowed, in the unit of `kind`.
-        before: What the model cost.
-        after: What the smaller one costs, at most `limit`.
-    """
-
-    kind: str
-    limit: float
-    before: float
-    after: float
-
-    def __str__(self) -> str:
-        numbers = (f"{n:,.4g}" if n < 1000 else f"{n:,.0f}" for n in self._numbers())
-        return "{}: {} -> {}, at most {}".format(self.kind, *numbers)
-
-    def _numbers(self) -> tuple[float, float, float]:
-        return self.before, self.after, self.limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +203,7 @@ def shrink(
 
     spending = None
     if budget is not None:
-        ratio, spending = _spend(budget, model, found, chosen)
+        ratio, spending = spend(budget, model, found, chosen)
     removed = chosen(ratio)
     small = remove_units(found, removed)
     report = ShrinkReport(
@@ -243,36 +220,6 @@ def shrink(
         budget=spending,
     )
     return small, report
-
-
-def _spend(
-    budget: Budget,
-    model: keras.Model,
-    found: Dependencies,
-    chosen: Callable[[float], list[int]],
-) -> tuple[float, Spending]:
-    """The smallest ratio whose model keeps to the budget, by bisection over counts of units."""
-    before = budget.cost(model)
-    limit = budget.allowance(before)
-    costs: dict[tuple[int, ...], float] = {(): before}
-
-    def cost(count: int) -> float:
-        removed = tuple(chosen(count / found.n_units))
-        if removed not in costs:
-            costs[removed] = budget.cost(remove_units(found, removed))
-        return costs[removed]
-
-    low, high = -1, found.n_units - 1
-    if cost(high) > limit:
-        raise TfcompError(
-            f"{model.name!r} cannot be shrunk to {budget.describe()}: expected {budget.kind} of "
-            f"at most {limit:,.10g}, received {cost(high):,.10g} with all removed that can be. "
-            "Allow more, or spare less."
-        )
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if cost(middle) <= limit else (middle, high)
-    return high / found.n_units, Spending(budget.kind, limit, before, cost(high))
 
 
 def select(
@@ -303,20 +250,29 @@ def select(
             importance = _relative(importance, pools)
         pools = [np.arange(found.n_units)]
     gone = np.zeros(found.n_units + 1, dtype=np.bool_)
-    members = _members(found)
-    left = np.array([len(producer.units) for producer in found.producers.values()])
     for pool, share in zip(pools, ratios, strict=False):
         # A hair more than the product, since 0.29 * 100 is less than 29 in binary.
         wanted = math.floor(share * len(pool) + 1e-9)
-        for unit in pool[np.argsort(importance[pool], kind="stable")].tolist():
-            layers, counts = members[unit]
-            if wanted and (left[layers] > counts).all():
-                left[layers] -= counts
-                gone[unit] = True
-                wanted -= 1
+        order = pool[np.argsort(importance[pool], kind="stable")]
+        gone[order[:wanted]] = True
+        if not all((~gone[producer.units]).any() for producer in found.producers.values()):
+            gone[order[:wanted]] = False
+            _remove_in_turn(found, order.tolist(), wanted, gone)
     if round_to:
         _restore(found, importance, gone, round_to)
     return np.flatnonzero(gone).tolist()
+
+
+def _remove_in_turn(found: Dependencies, order: list[int], wanted: int, gone: Mask) -> None:
+    """Marks the first `wanted` units of `order` that leave every layer a channel."""
+    members = _members(found)
+    left = np.array([int((~gone[p.units]).sum()) for p in found.producers.values()])
+    for unit in order:
+        layers, counts = members[unit]
+        if wanted and (left[layers] > counts).all():
+            left[layers] -= counts
+            gone[unit] = True
+            wanted -= 1
 
 
 def _ratio_of(group: Group, ratio: float | Mapping[str, float]) -> float:
