@@ -256,7 +256,14 @@ def test_removed_weights_are_held_while_the_others_train() -> None:
     model.get_layer("a").kernel.constraint = keras.constraints.MaxNorm(0.9)
     before = [k.copy() for k in kernels(model)]
     model.compile(keras.optimizers.Adam(0.05, use_ema=True), "mse", jit_compile=False)
-    model.fit(X, Y, epochs=5, verbose=0, callbacks=[found.hold()])
+    during: list[list[np.ndarray]] = []
+    watch = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: during.append(kernels(model))
+    )
+    model.fit(X, Y, epochs=5, verbose=0, callbacks=[watch, found.hold()])
+    for step in during:
+        for now, old, mask in zip(step, before, found.masks.values(), strict=True):
+            np.testing.assert_array_equal(now[~mask], old[~mask])
     for old, new, mask in zip(before, kernels(model), found.masks.values(), strict=True):
         np.testing.assert_array_equal(new[~mask], old[~mask])
         assert (old[mask] == 0).any()
