@@ -61,7 +61,10 @@ class Recipe:
     round_epochs: int = 5
 
 
-RECIPES = {"lenet_300_100": Recipe(40, weight_decay=0.005), "lenet_5": Recipe(16, rate=0.02, weight_decay=0.0005)}
+RECIPES = {
+    "lenet_300_100": Recipe(40),
+    "lenet_5": Recipe(16, rate=0.02, weight_decay=5e-4),
+}
 
 
 def lenet_300_100() -> keras.Model:
