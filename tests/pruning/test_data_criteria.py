@@ -325,3 +325,37 @@ def test_units_of_recurrent_layers(kind: Any) -> None:
         warnings.simplefilter("error")
         small, _ = shrink(model, 0.5, "activation_mean", data=data)
     assert small.get_layer("r").units == 3
+
+
+@pytest.mark.parametrize("shape", [(4, 9, 9, 3), (4, 2, 2, 3), (4, 8, 8, 1)])
+@pytest.mark.parametrize("name", ["apoz", "hrank"])
+def test_data_of_another_shape_is_refused(name: str, shape: tuple[int, ...]) -> None:
+    convolution = layers.Conv2D(4, 3, activation="relu")
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), convolution, layers.Flatten(), layers.Dense(2)]
+    )
+    with pytest.raises(TfcompError, match=r"inputs of shape \(8, 8, 3\).*Received: \(") as caught:
+        shrink(model, criterion=name, data=np.zeros(shape))
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_that_a_model_leaves_open_are_free() -> None:
+    convolution = layers.Conv2D(4, 3, activation="relu")
+    model = keras.Sequential(
+        [keras.Input((None, None, 3)), convolution, layers.GlobalMaxPooling2D(), layers.Dense(2)]
+    )
+    images = np.random.default_rng(0).normal(size=(4, 9, 7, 3))
+    assert shrink(model, criterion="hrank", data=images)[1].removed == 2
+
+
+def test_maps_that_are_not_finite_have_no_rank() -> None:
+    model = network()
+    images = np.full((2, *model.input_shape[1:]), np.nan)
+    with pytest.raises(TfcompError, match="HRank expects finite feature maps"):
+        shrink(model, criterion="hrank", data=images)
+
+
+def test_data_in_place_of_the_loss_is_not_printed() -> None:
+    with pytest.raises(TfcompError, match="Received: 'tuple'") as caught:
+        Taylor((np.zeros((50, 50)), np.zeros(50)), "mse")  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)

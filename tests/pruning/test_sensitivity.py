@@ -174,3 +174,17 @@ def test_bad_choices_of_ratios():
         TABLE.ratios(drop=-0.1)
     with pytest.raises(TfcompError, match="out of reach"):
         TABLE.ratios(total=0.95)
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "sparsities", "message"),
+    [
+        (None, [0.5], "`evaluate` must be a function of a model. Received: None"),
+        (lambda model: 1.0, 0.5, "`sparsities` must be a list of fractions.*Received: 0.5"),
+        (lambda model: 1.0, "0.5", "`sparsities` must be a list of fractions.*Received: '0.5'"),
+    ],
+)
+def test_arguments_of_other_kinds_are_refused(evaluate, sparsities, message) -> None:
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    with pytest.raises(TfcompError, match=message):
+        sensitivity(model, evaluate, sparsities=sparsities)

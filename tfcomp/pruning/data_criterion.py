@@ -62,7 +62,7 @@ class DataCriterion(Criterion):
                     f"{type(self).__name__} expects data of (inputs, labels). Received: {got}."
                 )
             if not count:
-                self._check_rank(graph, x)
+                self._check_shapes(graph, x)
             count += 1
             yield x, y
         if not count:
@@ -83,7 +83,7 @@ class DataCriterion(Criterion):
             part = slice(start, start + self.batch_size)
             yield keras.tree.map_structure(lambda leaf, part=part: leaf[part], arrays)
 
-    def _check_rank(self, graph: Graph, x: Any) -> None:
+    def _check_shapes(self, graph: Graph, x: Any) -> None:
         expected = [len(tensor.shape) for tensor in graph.input_tensors]
         received = [len(leaf.shape) for leaf in keras.tree.flatten(x)]
         if sorted(expected) != sorted(received):
@@ -91,6 +91,16 @@ class DataCriterion(Criterion):
                 f"{type(self).__name__} expects batches of inputs with {_listed(expected)} axes, "
                 f"the batch included. Received: {_listed(received)}. A dataset must be batched; "
                 "labels go with inputs as a tuple."
+            )
+        if len(expected) > 1:
+            # Which array goes to which input is for the model to say.
+            return
+        sizes = tuple(graph.input_tensors[0].shape)[1:]
+        got = tuple(keras.tree.flatten(x)[0].shape)[1:]
+        if any(None not in pair and pair[0] != pair[1] for pair in zip(sizes, got, strict=True)):
+            raise TfcompError(
+                f"{type(self).__name__} expects inputs of shape {sizes}, without the batch. "
+                f"Received: {got}."
             )
 
     def _maps(self, dependencies: Dependencies, through_sums: bool = False) -> Maps:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tfcomp.errors import TfcompError
 from tfcomp.graph import Dependencies
 from tfcomp.graph.feature_maps import feature_model
 from tfcomp.pruning.criteria import Scores
@@ -33,7 +34,7 @@ class HRank(DataCriterion):
         batch_size: Size of a batch where `data` is not a dataset. Default 32.
 
     Raises:
-        TfcompError: In `scores`, if the data is not as described.
+        TfcompError: In `scores`, if the data is not as described, or feature maps are not finite.
 
     Example:
         >>> import keras
@@ -58,7 +59,13 @@ class HRank(DataCriterion):
         for x, _ in self._batches(dependencies.graph):
             for name, calls in model(x, training=False).items():
                 for feature_map in calls:
-                    ranks = _ranks(np.asarray(feature_map, np.float32))
+                    values = np.asarray(feature_map, np.float32)
+                    if not np.isfinite(values).all():
+                        raise TfcompError(
+                            f"HRank expects finite feature maps. Received: others behind {name!r}. "
+                            "Look at the data, and at the model's weights."
+                        )
+                    ranks = _ranks(values)
                     scores[name] += ranks.sum(axis=0)
                     counts[name] += len(ranks)
         return {name: scores[name] / max(counts.get(name, 1), 1) for name in scores}

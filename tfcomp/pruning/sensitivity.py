@@ -197,6 +197,12 @@ def sensitivity(
     arXiv:1608.08710, section 3.2; for weights Han, Pool, Tran and Dally 2015, arXiv:1506.02626,
     section 3.1.
     """
+    if not callable(evaluate):
+        raise TfcompError(f"`evaluate` must be a function of a model. Received: {evaluate!r}.")
+    if isinstance(sparsities, (str, int, float)):
+        raise TfcompError(
+            f"`sparsities` must be a list of fractions, as [0.25, 0.5]. Received: {sparsities!r}."
+        )
     fractions = tuple(sorted({check_sparsity("sparsities", value) for value in sparsities}))
     if not fractions:
         raise TfcompError("`sparsities` must hold a fraction or more. Received: none.")

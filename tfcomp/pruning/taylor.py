@@ -35,7 +35,7 @@ class _CostCriterion(DataCriterion):
         if not callable(self.loss):
             raise TfcompError(
                 "`loss` must be a keras loss, its name, or a function of labels and predictions. "
-                f"Received: {loss!r}."
+                f"Received: {loss if isinstance(loss, str) else type(loss).__name__!r}."
             )
 
     def _cost(self, labels: Any, predictions: Any) -> Any:
