@@ -9,6 +9,8 @@ from tfcomp.pruning.batch_norm_scale import BatchNormScale
 from tfcomp.pruning.budget import Budget, Spending
 from tfcomp.pruning.connectivity import ErrorBarrier, error_barrier
 from tfcomp.pruning.criteria import Criterion, L1Norm, L2Norm, Random
+from tfcomp.pruning.energy import Energy, EnergyCosts, LayerEnergy, estimate_energy
+from tfcomp.pruning.energy_aware import EnergyReport, LayerError, prune_by_energy
 from tfcomp.pruning.geometric_median import FPGM
 from tfcomp.pruning.hrank import HRank
 from tfcomp.pruning.initialization import (
@@ -49,6 +51,9 @@ __all__ = [
     "ConstantSparsity",
     "CosineDecay",
     "Criterion",
+    "Energy",
+    "EnergyCosts",
+    "EnergyReport",
     "ErrorBarrier",
     "GraSP",
     "HRank",
@@ -60,6 +65,8 @@ __all__ = [
     "L1Norm",
     "L2Norm",
     "LayerChannels",
+    "LayerEnergy",
+    "LayerError",
     "Magnitude",
     "Masked",
     "Oracle",
@@ -80,11 +87,13 @@ __all__ = [
     "WeightCriterion",
     "Weights",
     "error_barrier",
+    "estimate_energy",
     "find_kernels",
     "find_ticket",
     "keep_mask",
     "keep_masks",
     "prune_at_initialization",
+    "prune_by_energy",
     "pruned_count",
     "sensitivity",
     "shrink",

@@ -1,0 +1,381 @@
+"""Energy-aware pruning: the layers that need most energy first, judged by their outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from tfcomp.errors import TfcompError
+from tfcomp.graph import rebuild, trace
+from tfcomp.pruning.energy import (
+    KERNEL_LAYERS,
+    Energy,
+    EnergyCosts,
+    as_arrays,
+    estimate_energy,
+    layer_inputs,
+)
+from tfcomp.pruning.masks import Mask, keep_mask, pruned_count
+from tfcomp.pruning.schedules import check_sparsity
+from tfcomp.pruning.sparsity import KernelSparsity, find_kernels, measure, total_sparsity
+
+Matrix = npt.NDArray[np.float64]
+
+# λ, over the mean square of an input; with the smallest it is the paper's least squares, with
+# the last nothing is fitted.
+_RIDGES = (1e-6, 1e-4, 1e-2, 1.0, math.inf)
+# A larger one is taken only if it lowers the error by more than this.
+_WORTH = 1.1
+# Rows are held out in so many parts, each of some stretches; so many filters are looked at.
+_FOLDS, _STRETCHES, _FILTERS = 5, 20, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerError:
+    """Mean square error of a layer's outputs over the mean square of the outputs, by step.
+
+    Attributes:
+        name: The layer's.
+        removed: With the weights of least magnitude gone, more than asked for.
+        restored: With those back that lower the error most.
+        tuned: With what stays fitted to the outputs.
+        ridge: λ of that fit; infinite where too few samples allowed none.
+    """
+
+    name: str
+    removed: float
+    restored: float
+    tuned: float
+    ridge: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EnergyReport:
+    """What `prune_by_energy` did.
+
+    Attributes:
+        kernels: The zeros of each pruned kernel.
+        skipped: For each weight that was left alone, the reason.
+        errors: Of each layer, in the order in which they were pruned.
+        before: The energy of the model as it was given.
+        after: The energy with zeros skipped.
+    """
+
+    kernels: tuple[KernelSparsity, ...]
+    skipped: dict[str, str]
+    errors: tuple[LayerError, ...]
+    before: Energy
+    after: Energy
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros over weights of all the pruned kernels together, in [0, 1]."""
+        return total_sparsity(self.kernels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        energies = {"before": self.before.to_dict(), "after": self.after.to_dict()}
+        return {**dataclasses.asdict(self), **energies, "sparsity": self.sparsity}
+
+    def __str__(self) -> str:
+        ratio = self.before.total / self.after.total if self.after.total else math.inf
+        lines = [
+            f"energy {self.before.total:,.0f} -> {self.after.total:,.0f} (×{ratio:.2f} less), "
+            f"sparsity {self.sparsity:.4f}"
+        ]
+        errors = {error.name: error for error in self.errors}
+        for before, after in zip(self.before.layers, self.after.layers, strict=True):
+            line = f"  {before.total:>16,.0f} -> {after.total:>16,.0f}  {before.name}"
+            if (error := errors.get(before.name)) is not None:
+                line += f"  error {error.removed:.3g}, {error.restored:.3g}, {error.tuned:.3g}"
+            lines.append(line)
+        lines += [f"  left alone  {name}: {reason}" for name, reason in self.skipped.items()]
+        return "\n".join(lines)
+
+
+def prune_by_energy(
+    model: keras.Model,
+    sparsity: float,
+    data: Any,
+    *,
+    restored: float = 0.2,
+    rounds: int = 4,
+    rows: int = 4000,
+    skip: Iterable[Any] = (),
+    costs: EnergyCosts | None = None,
+    seed: int = 0,
+) -> tuple[keras.Model, EnergyReport]:
+    """Sets weights of a copy of a trained model to zero, layer by layer by estimated energy.
+
+    The layer of most energy comes first. In each, with X the inputs of its multiply-adds, one row
+    for an output position, a_i the weights of filter i as trained, and y_i = X₀a_i its outputs
+    without bias in the model as given:
+
+    1. The weights of least |w| are removed, more than asked for: (1 − restored)·(1 − sparsity)
+       of them stay.
+    2. Removed weights come back, up to the sparsity asked for: those that lower
+       ‖y_i − X(m_i ⊙ a_i)‖₁ most, each by itself, an equal number in each of the rounds.
+    3. What stays is fitted in closed form, filter by filter: ‖y_i − X a_i‖₂² is minimised over
+       the weights that are not zero, with λ‖a_i − trained‖₂² added so that what the data say
+       nothing about stays as trained. λ is the smallest of 1e-6, 1e-4, 1e-2, 1 and ∞, times the
+       mean square of an input, whose error on rows held out, in five folds, is within 10 % of
+       the least: 1e-6 where samples are many, and ∞, no fit at all, where they are too few.
+
+    Then the whole is to be trained on, with `PruneWeights.from_zeros()`, which keeps the zeros.
+
+    Yang, Chen and Sze 2016, "Designing Energy-Efficient Convolutional Neural Networks using
+    Energy-Aware Pruning", arXiv:1611.05128. Deviations: the sparsity is the same in each layer,
+    where the paper removes what accuracy allows; X is of the model as pruned so far, so that
+    errors of layers before are made good; λ, without which few samples are fitted and the model
+    is lost. Counts are exact in a layer, not in each filter.
+
+    Args:
+        model: A built functional or Sequential model, trained.
+        sparsity: Fraction of each kernel to be zero, in [0, 1). Zeros that it has already count
+            and stay.
+        data: Inputs as the model takes them, or a batched `tf.data.Dataset` of inputs or
+            (inputs, labels), whose labels are not used. Some hundred samples for convolutions; for
+            a dense layer on features, several times as many as it has inputs.
+        restored: Share of what stays that is chosen by the outputs, not by |w|, in [0, 1].
+            Default 0.2.
+        rounds: In how many rounds weights come back. Default 4.
+        rows: Output positions looked at for each layer, drawn from all. Default 4000.
+        skip: Layers to spare, as objects or names.
+        costs: For `estimate_energy`.
+        seed: Of the positions drawn. Default 0.
+
+    Returns:
+        The copy, uncompiled, and a report.
+
+    Raises:
+        TfcompError: If an argument is not as described, or outputs are not finite.
+        UnsupportedModelError: If the model is subclassed or not built.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(10)])
+        >>> x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+        >>> pruned, report = prune_by_energy(model, 0.75, x)
+        >>> report.sparsity, report.after.total < report.before.total
+        (0.75, True)
+    """
+    sparsity = check_sparsity("sparsity", sparsity)
+    if not 0 <= restored <= 1:
+        raise TfcompError(f"`restored` must be between 0 and 1. Received: {restored!r}.")
+    for name, value in (("rounds", rounds), ("rows", rows)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise TfcompError(
+                f"`{name}` must be a whole number of at least 1. Received: {value!r}."
+            )
+    arrays = as_arrays(data)
+    pruned = rebuild(trace(model))
+    graph, whole = trace(pruned), trace(model)
+    kernels, skipped = find_kernels(pruned, skip=skip)
+    owners = {id(op.kernel): name for name, op in graph.ops.items() if _fits(op)}
+    for kernel in kernels:
+        if id(kernel.variable) not in owners:
+            skipped[kernel.name] = "of a layer other than a convolution or dense, channels last"
+    taken = tuple(kernel for kernel in kernels if id(kernel.variable) in owners)
+    if not taken:
+        raise TfcompError(f"There is no kernel to prune in the model {model.name!r}.")
+    before = estimate_energy(model, arrays, costs=costs)
+    totals = {layer.name: layer.total for layer in before.layers}
+    names = [owners[id(kernel.variable)] for kernel in taken]
+    errors = []
+    for name in sorted(names, key=lambda name: -totals[name]):
+        op = graph.ops[name]
+        target, x = (
+            _sampled(op, layer_inputs(of, name, arrays), rows, seed) for of in (whole, graph)
+        )
+        errors.append(_prune_layer(name, op, target, x, (sparsity, restored, rounds)))
+    after = estimate_energy(pruned, arrays, costs=costs)
+    return pruned, EnergyReport(measure(taken), skipped, tuple(errors), before, after)
+
+
+def _fits(op: Any) -> bool:
+    plain = getattr(op, "data_format", "channels_last") in (None, "channels_last")
+    # With LoRA the kernel is a sum, which cannot be assigned to.
+    return isinstance(op, KERNEL_LAYERS) and plain and not getattr(op, "lora_enabled", False)
+
+
+def _prune_layer(
+    name: str, op: Any, original: Matrix, x: Matrix, asked: tuple[float, float, int]
+) -> LayerError:
+    """Prunes one layer in place.
+
+    Args:
+        name: The layer's.
+        op: The layer.
+        original: Inputs of its multiply-adds in the model as given, [rows, groups, weights].
+        x: The same in the model as pruned so far.
+        asked: Sparsity, restored share and rounds.
+    """
+    sparsity, restored, rounds = asked
+    shape = tuple(op.kernel.shape)
+    groups = x.shape[1]
+    value = np.asarray(op.kernel, np.float64)
+    # [groups, weights of a filter, filters of a group]
+    trained = np.stack(np.split(value.reshape(-1, shape[-1]), groups, axis=1))
+    y = np.stack([original[:, g] @ trained[g] for g in range(groups)])
+    if not (np.isfinite(y).all() and np.isfinite(x).all()):
+        raise TfcompError(
+            f"Energy-aware pruning expects finite inputs and outputs. Received: others at {name!r}."
+        )
+    stays = trained.size - pruned_count(trained.size, sparsity)
+    first = math.ceil(stays * (1 - restored))
+    ranked = np.where(trained != 0, np.abs(trained), -1.0)
+    mask = keep_mask(ranked, trained.size - first) & (trained != 0)
+    removed = _error(y, x, np.where(mask, trained, 0))
+    mask = restore(mask, trained, y, x, stays, rounds)
+    start = np.where(mask, trained, 0)
+    ridge = _chosen_ridge(y, x, mask, start)
+    (tuned,) = _all_fitted(y, x, mask, start, (ridge,))
+    result = np.concatenate(list(tuned), axis=1).reshape(shape)
+    op.kernel.assign(result.astype(op.kernel.dtype))
+    return LayerError(name, removed, _error(y, x, start), _error(y, x, tuned), ridge)
+
+
+def restore(mask: Mask, trained: Matrix, y: Matrix, x: Matrix, stays: int, rounds: int) -> Mask:
+    """Lets those weights come back that lower the error of the outputs most.
+
+    Args:
+        mask: True where weights are, [groups, weights, filters].
+        trained: All weights, of the same shape; zeros never come back.
+        y: Outputs without bias, [groups, rows, filters].
+        x: Inputs, [rows, groups, weights].
+        stays: How many weights there shall be.
+        rounds: In how many rounds; errors are taken anew in each.
+
+    Returns:
+        The mask with more in it: `stays`, or all that are not zero.
+    """
+    mask = mask.copy()
+    for left in range(rounds, 0, -1):
+        missing = stays - int(np.count_nonzero(mask))
+        absent = ~mask & (trained != 0)
+        count = min(math.ceil(missing / left), int(np.count_nonzero(absent)))
+        if count <= 0:
+            break
+        gains = np.full(trained.shape, -np.inf)
+        for g, i in np.ndindex(trained.shape[0], trained.shape[2]):
+            gone = absent[g, :, i]
+            residual = y[g, :, i] - x[:, g] @ np.where(mask[g, :, i], trained[g, :, i], 0)
+            effect = x[:, g, gone] * trained[g, gone, i]
+            after = np.abs(residual[:, None] - effect).sum(axis=0)
+            gains[g, gone, i] = np.abs(residual).sum() - after
+        mask |= keep_mask(gains, gains.size - count) & absent
+    return mask
+
+
+def _chosen_ridge(y: Matrix, x: Matrix, mask: Mask, start: Matrix) -> float:
+    """The smallest λ that does about as well as any on rows that it was not fitted to."""
+    some = np.unique(np.linspace(0, y.shape[2] - 1, _FILTERS).astype(int))
+    y, mask, start = y[:, :, some], mask[:, :, some], start[:, :, some]
+    # Whole stretches of rows, since those of one sample are alike.
+    folds = np.arange(len(x)) * _STRETCHES // len(x) % _FOLDS
+    errors = np.zeros(len(_RIDGES))
+    for fold in np.unique(folds):
+        held = folds == fold
+        if held.all():
+            return math.inf
+        found = _all_fitted(y[:, ~held], x[~held], mask, start, _RIDGES)
+        errors += [_squares(y[:, held], x[held], weights) for weights in found]
+    return _RIDGES[int(np.argmax(errors <= _WORTH * errors.min()))]
+
+
+def _all_fitted(
+    y: Matrix, x: Matrix, mask: Mask, start: Matrix, ridges: Iterable[float]
+) -> list[Matrix]:
+    """The weights for each λ, those of all groups."""
+    groups = range(x.shape[1])
+    each = [_fitted(y[g], x[:, g], mask[g], start[g], tuple(ridges)) for g in groups]
+    return [np.stack(parts) for parts in zip(*each, strict=True)]
+
+
+def _fitted(
+    y: Matrix, x: Matrix, mask: Mask, start: Matrix, ridges: tuple[float, ...]
+) -> list[Matrix]:
+    """min ‖y_i − X a_i‖² + λ‖a_i − start_i‖² over what the mask leaves, filter by filter."""
+    gram, slopes = x.T @ x, x.T @ (y - x @ start)
+    scale = float(np.trace(gram)) / max(len(gram), 1)
+    results = [start.copy() for _ in ridges]
+    for i in range(start.shape[1]):
+        kept = np.flatnonzero(mask[:, i])
+        system = gram[np.ix_(kept, kept)]
+        for ridge, result in zip(ridges, results, strict=True):
+            if kept.size and scale > 0 and math.isfinite(ridge):
+                regular = system + ridge * scale * np.eye(kept.size)
+                result[kept, i] += np.linalg.solve(regular, slopes[kept, i])
+    return results
+
+
+def _error(y: Matrix, x: Matrix, weights: Matrix) -> float:
+    size = float((y**2).sum())
+    return _squares(y, x, weights) / size if size else 0.0
+
+
+def _squares(y: Matrix, x: Matrix, weights: Matrix) -> float:
+    found = np.stack([x[:, g] @ weights[g] for g in range(len(weights))])
+    return float(((y - found) ** 2).sum())
+
+
+def _sampled(op: Any, inputs: list[npt.NDArray[Any]], rows: int, seed: int) -> Matrix:
+    """The inputs of the multiply-adds at some output positions: [rows, groups, weights].
+
+    The same positions for the same shapes and seed; all if there are no more than `rows`.
+    """
+    if isinstance(op, keras.layers.Dense):
+        flat = np.concatenate([array.reshape(-1, array.shape[-1]) for array in inputs])
+        return flat[_drawn(len(flat), rows, seed)][:, None].astype(np.float64)
+    parts = []
+    for number, array in enumerate(inputs):
+        share = rows // len(inputs) + (number < rows % len(inputs))
+        if share:
+            parts.append(_windows(op, array, share, seed + number))
+    return np.concatenate(parts)
+
+
+def _windows(op: Any, inputs: npt.NDArray[Any], rows: int, seed: int) -> Matrix:
+    """Windows of a convolution, as its kernel is laid out: places first, then channels."""
+    size, steps, holes = op.kernel_size, op.strides, op.dilation_rate
+    padded = np.pad(inputs, list(_padding(op, inputs.shape)))
+    reach = [(k - 1) * d + 1 for k, d in zip(size, holes, strict=True)]
+    places = [
+        (length - r) // s + 1 for length, r, s in zip(padded.shape[1:-1], reach, steps, strict=True)
+    ]
+    total = len(inputs) * math.prod(places)
+    sample, *corner = np.unravel_index(_drawn(total, rows, seed), (len(inputs), *places))
+    columns = []
+    for offset in itertools.product(*map(range, size)):
+        at = [c * s + o * d for c, s, o, d in zip(corner, steps, offset, holes, strict=True)]
+        columns.append(padded[(sample, *at)])
+    windows = np.stack(columns, axis=1)  # [rows, places, channels]
+    grouped = windows.reshape(*windows.shape[:2], op.groups, -1).transpose(0, 2, 1, 3)
+    return grouped.reshape(len(windows), op.groups, -1).astype(np.float64)
+
+
+def _padding(op: Any, shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    yield 0, 0
+    axes = zip(shape[1:-1], op.kernel_size, op.strides, op.dilation_rate, strict=True)
+    for length, k, s, d in axes:
+        reach = (k - 1) * d
+        if op.padding == "valid":
+            yield 0, 0
+        elif op.padding == "causal":
+            yield reach, 0
+        else:
+            missing = max((-(-length // s) - 1) * s + reach + 1 - length, 0)
+            yield missing // 2, missing - missing // 2
+    yield 0, 0
+
+
+def _drawn(total: int, rows: int, seed: int) -> npt.NDArray[np.int64]:
+    if total <= rows:
+        return np.arange(total)
+    return np.sort(np.random.default_rng(seed).choice(total, rows, replace=False))
