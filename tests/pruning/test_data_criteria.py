@@ -359,3 +359,36 @@ def test_data_in_place_of_the_loss_is_not_printed() -> None:
     with pytest.raises(TfcompError, match="Received: 'tuple'") as caught:
         Taylor((np.zeros((50, 50)), np.zeros(50)), "mse")  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["apoz", "activation_mean", "hrank", "taylor", "oracle"])
+def test_channels_in_front_score_as_channels_behind(name: str) -> None:
+    """As many places along the width as there are channels: axes that are mixed up stay unseen."""
+
+    def model(data_format: str, axis: int) -> keras.Model:
+        x = y = keras.Input((7, 6, 3) if axis == -1 else (3, 7, 6))
+        for index in range(2):
+            y = layers.Conv2D(
+                6, 3, padding="same", use_bias=False, data_format=data_format, name=f"c{index}"
+            )(y)
+            y = layers.ReLU()(layers.BatchNormalization(axis=axis)(y))
+        y = layers.Flatten(data_format=data_format)(y)
+        return keras.Model(x, layers.Dense(2, name="logits")(y))
+
+    behind, before = model("channels_last", -1), model("channels_first", 1)
+    before.set_weights(behind.get_weights())
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(5, 7, 6, 3)).astype("float32"), np.ones((5, 2), "float32")
+    found = []
+    for network, images in ((behind, x), (before, x.transpose(0, 3, 1, 2))):
+        made = {
+            "apoz": lambda d: APoZ(d),
+            "activation_mean": lambda d: ActivationMean(d),
+            "hrank": lambda d: HRank(d),
+            "taylor": lambda d: Taylor("mse", d),
+            "oracle": lambda d: Oracle("mse", d),
+        }[name]((images, y))
+        found.append(made.scores(dependencies(network)))
+    for layer in ("c0", "c1"):
+        assert np.ptp(found[0][layer]) > 0 or name == "hrank"
+        np.testing.assert_allclose(found[1][layer], found[0][layer], rtol=1e-4, atol=1e-7)

@@ -447,18 +447,57 @@ def test_shared_layer_also_called_on_the_input_is_not_cut_where_it_reads():
     assert after["free"] == 3
 
 
-def test_channels_first_is_left_alone_and_listed():
-    x = keras.Input((8, 8, 3))
-    y = layers.Conv2D(6, 1, name="free")(x)
-    y = layers.Permute((3, 1, 2))(layers.Conv2D(6, 1, name="last")(y))
-    y = layers.Conv2D(8, 3, data_format="channels_first", name="first")(y)
-    y = layers.Flatten(data_format="channels_first")(layers.BatchNormalization(axis=1)(y))
-    y = layers.Dense(8, activation="relu", name="hidden")(y)
-    _, report = check(keras.Model(x, layers.Dense(3, name="logits")(y)))
-    after = {layer.name: layer.after for layer in report.layers}
-    assert after == {"free": 3, "last": 6, "hidden": 4, "logits": 3}
-    assert "channels_first" in report.skipped["first"]
-    assert "flows into 'first' (Conv2D)" in report.skipped["last"]
+def channels_first():
+    def of(kind, *args, **kwargs):
+        return kind(*args, data_format="channels_first", **kwargs)
+
+    def conv(x, filters, name, **kwargs):
+        x = of(layers.Conv2D, filters, 3, padding="same", use_bias=False, name=name, **kwargs)(x)
+        return layers.ReLU()(layers.BatchNormalization(axis=1)(x))
+
+    x = keras.Input((3, 12, 10))
+    y = conv(x, 6, "stem")
+    gate = of(layers.GlobalAveragePooling2D, keepdims=True)(y)
+    # One place wide, hence without a bias.
+    gate = of(layers.Conv2D, 6, 1, activation="sigmoid", use_bias=False, name="gate")(gate)
+    y = layers.Concatenate(axis=1)([layers.Multiply()([y, gate]), conv(y, 4, "beside")])
+    y = layers.Add()([y, of(layers.Conv2D, 10, 1, use_bias=False, name="ten")(y)])
+    y = of(layers.DepthwiseConv2D, 3, use_bias=False, padding="same", depth_multiplier=2)(y)
+    y = of(layers.MaxPooling2D, 2)(layers.PReLU(shared_axes=[2, 3])(y))
+    y = of(layers.Conv2DTranspose, 8, 2, 2, name="up")(of(layers.ZeroPadding2D, 1)(y))
+    y = of(layers.SeparableConv2D, 8, 3, name="separable")(y)
+    y = of(layers.SpatialDropout2D, 0.1)(of(layers.UpSampling2D, 2)(y))
+    y = conv(conv(y, 8, "grouped", groups=2), 5, "last")
+    pooled = layers.Dense(6, activation="tanh", name="pooled")(of(layers.GlobalMaxPooling2D)(y))
+    flat = layers.Dense(6, name="flat")(of(layers.Flatten)(of(layers.AveragePooling2D, 4)(y)))
+    plain = layers.Dense(6, name="plain")(layers.Flatten()(of(layers.AveragePooling2D, 8)(y)))
+    return keras.Model(x, layers.Dense(3, name="logits")(pooled + flat + plain))
+
+
+def test_channels_first():
+    _, report = check(channels_first())
+    assert list(report.skipped) == ["logits"]
+    assert {layer.name: layer.after for layer in report.layers} == {
+        "stem": 2, "gate": 2, "beside": 3, "ten": 5, "up": 4, "separable": 4, "grouped": 4,
+        "last": 3, "pooled": 3, "flat": 3, "plain": 3, "logits": 3,
+    }  # fmt: skip
+
+
+def test_a_bias_that_keras_adds_along_the_width_is_not_cut():
+    def model(width, use_bias=True):
+        x = keras.Input((3, 5, width))
+        y = layers.Conv2D(6, 1, data_format="channels_first", use_bias=use_bias, name="first")(x)
+        y = layers.Flatten(data_format="channels_first")(layers.BatchNormalization(axis=1)(y))
+        y = layers.Dense(8, activation="relu", name="hidden")(y)
+        return keras.Model(x, layers.Dense(3, name="logits")(y))
+
+    for width, use_bias, after in [(3, True, 6), (6, True, 6), (7, True, 3), (3, False, 3)]:
+        _, report = check(model(width, use_bias))
+        found = {layer.name: layer.after for layer in report.layers}
+        assert found.get("first", 6) == after
+        assert found["hidden"] == 4
+        if after == 6:
+            assert f"a bias for 6 channels and a width of {width}" in report.skipped["first"]
 
 
 def test_zero_channels_go_first():

@@ -158,12 +158,12 @@ class Call:
 
     @property
     def data_axis(self) -> int:
-        """The axis that the layer's own `data_format` calls channels: the last."""
-        # Keras 3.15 on TensorFlow adds a bias of shape [1, C, 1, 1] along the width wherever that
-        # equals C. A cut can bring this about or end it, so the smaller model would differ.
-        if getattr(self.op, "data_format", None) == "channels_first":
-            raise Barrier("has data_format='channels_first', in which nothing is cut")
-        return self.rank - 1
+        """The axis that the layer's own `data_format` calls channels."""
+        if getattr(self.op, "data_format", None) != "channels_first":
+            return self.rank - 1
+        if self._weights:
+            raise Barrier("wraps a layer with data_format='channels_first'")
+        return 1
 
     def flow_on(self, axis: int) -> Flow | None:
         """The only input's flow, which has to be on `axis`."""
@@ -189,6 +189,21 @@ class Call:
             raise Barrier(f"has {shape[axis]} entries in its {weight} for {len(ids)} channels")
         return self.walk.bind(self.key(weight, axis), ids)
 
+    def reads_bias(self, ids: Ids) -> None:
+        """Says that the bias, if there is one, belongs to `ids`."""
+        if getattr(self.op, "bias", None) is None:
+            return
+        if getattr(self.op, "data_format", None) == "channels_first":
+            # Keras on TensorFlow adds such a bias along the width wherever that equals the number
+            # of channels. A cut can bring this about or end it, unless the width is larger.
+            width = self.node.outputs[0].shape[-1]
+            if width is None or width <= len(ids):
+                raise Barrier(
+                    f"has data_format='channels_first', a bias for {len(ids)} channels and a width "
+                    f"of {width}, which Keras mistakes for them where both are equal"
+                )
+        self.reads("bias", 0, ids)
+
     def key(self, weight: str, axis: int) -> AxisKey:
         """The key of a weight's axis, counted from the front."""
         return AxisKey(self.node.name, self._weights + weight, axis)
@@ -205,8 +220,7 @@ class Call:
         if ids is None:
             ids = self.walk.fresh(shape[axis])
         self.reads(kernel, axis, ids)
-        if getattr(self.op, "bias", None) is not None:
-            self.reads("bias", 0, ids)
+        self.reads_bias(ids)
         self.walk.created[self.node.name] = key
         return Flow(output_axis, self.counts(entry, ids))
 

@@ -81,8 +81,7 @@ def _grouped(call: Call, groups: int) -> Flow:
         # Depthwise: each channel is a group, and goes with the channels made from it.
         made = np.repeat(call.counts("groups", read), call.op.kernel.shape[-1] // groups)
         call.reads("kernel", -1, made)
-        if call.op.bias is not None:
-            call.reads("bias", 0, made)
+        call.reads_bias(made)
         return Flow(call.data_axis, call.counts("filters", made))
     call.reads("kernel", -2, unite_all(call.walk, read.reshape(groups, -1)))
     flow = call.creates("filters", "kernel", -1, call.data_axis)
@@ -111,8 +110,7 @@ def _depthwise(call: Call) -> Flow | None:
     read = call.reads("kernel", -2, _ids(call.flow_on(call.data_axis)))
     # Output channel c·m + j comes from input channel c.
     made = np.repeat(read, call.op.depth_multiplier)
-    if call.op.bias is not None:
-        call.reads("bias", 0, made)
+    call.reads_bias(made)
     return Flow(call.data_axis, made)
 
 
@@ -302,9 +300,10 @@ def _flatten(call: Call) -> Flow | None:
     flow, shape = call.flow, call.tensor.shape
     if flow is None or len(shape) == 2:
         return flow
-    # Refuses channels_first, whose order of flattening is another.
-    _ = call.data_axis
-    return Flow(1, _everywhere(flow, shape).ravel())
+    places = _everywhere(flow, shape)
+    # With channels_first the layer moves the first axis behind the others before it flattens.
+    places = places if call.data_axis == len(shape) - 1 else np.moveaxis(places, 0, -1)
+    return Flow(1, places.ravel())
 
 
 @handles(layers.Reshape)

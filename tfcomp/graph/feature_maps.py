@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -39,7 +39,7 @@ def feature_maps(graph: Graph, name: str, *, through_sums: bool = False) -> tupl
         through_sums: Whether to follow an addition too, as at the end of a residual block.
 
     Returns:
-        One tensor for each call, the layer's channels on its last axis.
+        One tensor for each call, the layer's channels on its `channel_axis`.
 
     Example:
         >>> from tfcomp.graph import trace
@@ -54,6 +54,11 @@ def feature_maps(graph: Graph, name: str, *, through_sums: bool = False) -> tupl
     return tuple(_behind(graph, node, through_sums) for node in calls)
 
 
+def channel_axis(layer: Any) -> int:
+    """Where the output of a layer has its channels: 1 or -1."""
+    return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
+
+
 def _behind(graph: Graph, node: Node, through_sums: bool) -> Tensor:
     tensor = node.outputs[0]
     if getattr(node.op, "activation", None) not in (None, keras.activations.linear):
@@ -63,7 +68,7 @@ def _behind(graph: Graph, node: Node, through_sums: bool) -> Tensor:
         reader = readers[0]
         if _is_activation(reader):
             return reader.outputs[0]
-        if not _keeps_channels(reader, through_sums):
+        if not _keeps_channels(reader, channel_axis(node.op), through_sums):
             break
         tensor = reader.outputs[0]
     return tensor
@@ -76,9 +81,10 @@ def _is_activation(node: Node) -> bool:
     return isinstance(node.op, _ACTIVATIONS) or node.kind in _ACTIVATION_OPS
 
 
-def _keeps_channels(node: Node, through_sums: bool) -> bool:
+def _keeps_channels(node: Node, axis: int, through_sums: bool) -> bool:
     if isinstance(node.op, keras.layers.BatchNormalization):
-        return node.op.axis in (-1, len(node.inputs[0].shape) - 1)
+        rank = len(node.inputs[0].shape)
+        return node.op.axis % rank == axis % rank
     is_sum = isinstance(node.op, keras.layers.Add) or node.kind == "Add"
     same_shape = len({tensor.shape for tensor in (*node.inputs, *node.outputs)}) == 1
     return through_sums and is_sum and same_shape
@@ -92,7 +98,8 @@ def feature_model(graph: Graph, maps: Maps) -> keras.Model:
         maps: Tensors by name, those of `feature_maps` for one.
 
     Returns:
-        A model of the same inputs and weights; its output is a dict of lists, as `maps` is.
+        A model of the same inputs and weights; its output is a dict of lists, as `maps` is, each
+        feature map with its channels on the last axis.
     """
     seen: dict[Tensor, Any] = {}
     copy = _tapped(graph, maps, seen.setdefault)
@@ -100,7 +107,10 @@ def feature_model(graph: Graph, maps: Maps) -> keras.Model:
 
 
 class Tap(keras.layers.Layer):
-    """Passes a feature map on through `function`, which is for the caller of the model to set."""
+    """Passes a feature map on through `function`, which is for the caller of the model to set.
+
+    The function sees the channels on the last axis, and is to leave them there.
+    """
 
     def __init__(self, name: str | None = None, dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
@@ -133,18 +143,20 @@ def tapped_model(graph: Graph, maps: Maps) -> tuple[keras.Model, dict[str, list[
 
 def _tapped(graph: Graph, maps: Maps, tap: Callable[[Tensor, Any], Any]) -> keras.Model:
     """A copy of a model in which `tap(tensor, value)` takes the place of each feature map."""
-    wanted = set(_flat(maps))
+    axes = {
+        tensor: channel_axis(graph.ops[name]) for name, found in maps.items() for tensor in found
+    }
+
+    def tapped(tensor: Tensor, value: Any) -> Any:
+        if tensor not in axes:
+            return value
+        if axes[tensor] == -1:
+            return tap(tensor, value)
+        return keras.ops.moveaxis(tap(tensor, keras.ops.moveaxis(value, 1, -1)), -1, 1)
 
     def call(new_op: Any, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = new_op(*args, **kwargs)
-        flat = [
-            tap(tensor, value) if tensor in wanted else value
-            for tensor, value in zip(node.outputs, keras.tree.flatten(result), strict=True)
-        ]
-        return keras.tree.pack_sequence_as(result, flat)
+        pairs = zip(node.outputs, keras.tree.flatten(result), strict=True)
+        return keras.tree.pack_sequence_as(result, [tapped(*pair) for pair in pairs])
 
     return rebuild(graph, call=call)
-
-
-def _flat(maps: Maps) -> Iterable[Tensor]:
-    return (tensor for tensors in maps.values() for tensor in tensors)

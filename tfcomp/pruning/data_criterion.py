@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfcomp.errors import TfcompError
 from tfcomp.graph import FIXED, Dependencies, Graph, Producer
-from tfcomp.graph.feature_maps import feature_maps
+from tfcomp.graph.feature_maps import channel_axis, feature_maps
 from tfcomp.graph.trace import Tensor
 from tfcomp.pruning.criteria import Criterion
 
@@ -107,20 +107,21 @@ class DataCriterion(Criterion):
         """The feature maps of all layers of which something can be removed, by name.
 
         Raises:
-            TfcompError: If the channels of one are not the last axis of its output.
+            TfcompError: If the channels of one are not an axis of its output.
         """
         maps: Maps = {}
         for name, producer in dependencies.producers.items():
             if not removable(producer):
                 continue
             maps[name] = feature_maps(dependencies.graph, name, through_sums=through_sums)
-            sizes = {tensor.shape[-1] for tensor in maps[name]}
+            axis = channel_axis(producer.layer)
+            sizes = {tensor.shape[axis] for tensor in maps[name]}
             heads = isinstance(producer.layer, keras.layers.MultiHeadAttention)
             if heads or sizes != {len(producer.units)}:
                 kind = type(producer.layer).__name__
                 raise TfcompError(
                     f"{type(self).__name__} expects the {len(producer.units)} channels of "
-                    f"{name!r} on the last axis of its output. Received: a {kind}, which has none "
+                    f"{name!r} on an axis of its output. Received: a {kind}, which has none "
                     f"of that kind. Name it in `spare`, or use a criterion on weights."
                 )
         return maps
