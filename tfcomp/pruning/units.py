@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -223,7 +224,9 @@ class NM(Unit):
 
     def removed(self, kernel: Kernel, keep: Mask) -> Mask:
         """Which of the groups obey, shape [count]."""
-        stays = np.count_nonzero(self.split(kernel, keep, fill=False), axis=1)
+        columns = self.split(kernel, keep, fill=False).T
+        # One after the other: NumPy sums short rows slowly.
+        stays = sum(columns[1:], start=columns[0].astype(np.intp))
         obeys: Mask = stays <= self.n
         return obeys
 
@@ -232,26 +235,24 @@ class NM(Unit):
         rows = self._rows(kernel, scores, keep)
         sums = np.empty(len(rows))
         for part in _parts(len(rows)):
-            rows[part].partition(self.m - self.n - 1, axis=1)
-            lost = rows[part, : self.m - self.n]
-            sums[part] = np.where(np.isfinite(lost), lost, 0).sum(axis=1, dtype=np.float64)
+            columns = np.ascontiguousarray(rows[part].T)
+            lost = _lowest(columns, self.m - self.n) & np.isfinite(columns)
+            sums[part] = np.where(lost, columns, 0).sum(axis=0, dtype=np.float64)
         sums[self.removed(kernel, keep)] = -np.inf
         return sums
 
     def remove(self, kernel: Kernel, scores: Array, keep: Mask, stay: Mask) -> Mask:
         rows = self._rows(kernel, scores, keep)
-        within = np.ones(rows.shape, np.bool_)
+        within = np.empty(rows.shape, np.bool_)
         for part in _parts(len(rows)):
-            # Stable, so that of equal weights the first go.
-            lowest = np.argsort(rows[part], axis=1, kind="stable")[:, : self.m - self.n]
-            np.put_along_axis(within[part], lowest, False, axis=1)
+            columns = np.ascontiguousarray(rows[part].T)
+            within[part] = ~_lowest(columns, self.m - self.n).T
         return keep & self.join(kernel, within | stay[:, None])
 
     def _rows(self, kernel: Kernel, scores: Array, keep: Mask) -> Array:
         """Scores of each group, −∞ for what is removed or padding; a copy."""
         known = scores.astype(np.result_type(np.float32, scores.dtype), copy=False)
-        rows = self.split(kernel, np.where(keep, known, known.dtype.type(-np.inf)), -np.inf)
-        return np.ascontiguousarray(rows)
+        return self.split(kernel, np.where(keep, known, known.dtype.type(-np.inf)), -np.inf)
 
     def get_config(self) -> dict[str, Any]:
         return {"n": self.n, "m": self.m}
@@ -332,6 +333,26 @@ class Kernels(Unit):
 
     def join(self, kernel: Kernel, rows: Array) -> Array:
         return rows.T.reshape(_shape(kernel))
+
+
+def _lowest(columns: Array, count: int) -> Mask:
+    """Which entries are the `count` lowest of their group; of equal ones the first.
+
+    Args:
+        columns: Scores, shape [entries of a group, groups].
+        count: How many of each group.
+
+    Returns:
+        Boolean array of the same shape.
+    """
+    # By comparing each two: for the few entries of a group much faster than to sort.
+    ranks = np.zeros(columns.shape, np.uint16)
+    for i, j in itertools.combinations(range(len(columns)), 2):
+        later_goes_first = columns[j] < columns[i]
+        ranks[i] += later_goes_first
+        ranks[j] += ~later_goes_first
+    lowest: Mask = ranks < count
+    return lowest
 
 
 def _parts(count: int) -> Iterator[slice]:
