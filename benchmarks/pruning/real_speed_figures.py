@@ -17,7 +17,7 @@ from matplotlib import pyplot
 from benchmarks import results
 from benchmarks.pages import DOCS, put
 from benchmarks.pruning import real_speed
-from benchmarks.pruning.real_speed import CUTS, DTYPES, FULL, NAME, RUNS, SMALL, Run
+from benchmarks.pruning.real_speed import DTYPES, FULL, NAME, RUNS, SMALL, Run
 from tfcomp.files import replacing
 
 PLOT = DOCS / "pruning_speed.svg"
@@ -103,12 +103,12 @@ def draw(rows: Rows) -> None:
         figure, both = pyplot.subplots(
             1, len(DTYPES), figsize=(8, 3.4), sharex=True, sharey=True, layout="constrained"
         )
-        most = 1 / (1 - max(CUTS)) * 1.05
+        most = max(of["dense_macs"] / of["macs"] for of in rows.values())
         colours = dict(zip(SMALL, ("#1f6f8b", "#d1603d", "#5b8c3a"), strict=True))
         for axes, dtype in zip(both, DTYPES, strict=True):
             axes.plot([1, most], [1, most], color="0.6", lw=1, label="as multiply-adds")
-            edge = [1 / (1 - cut) for cut in (0.0, *CUTS)]
-            axes.plot(edge, [REACH * x for x in edge], ":", color="0.6", lw=1, label="0.7 of that")
+            # From where the reach is no slower than the whole network.
+            axes.plot([1 / REACH, most], [1, REACH * most], ":", color="0.6", lw=1, label="reach")
             for name in SMALL:
                 for multiple, line in zip(real_speed.ROUNDINGS, ("o--", "s-"), strict=True):
                     points = [
