@@ -5,6 +5,8 @@ from tfcomp.callbacks.distillation_stage import DistillationStage
 from tfcomp.callbacks.network_slimming import NetworkSlimming
 from tfcomp.callbacks.prune_weights import PruneWeights
 from tfcomp.callbacks.pruning_report import PruningReport
+from tfcomp.callbacks.share_weights import ShareWeights
+from tfcomp.callbacks.sharing_session import SharingReport
 from tfcomp.callbacks.sparsity_logger import SparsityLogger
 
 __all__ = [
@@ -13,6 +15,8 @@ __all__ = [
     "NetworkSlimming",
     "PruneWeights",
     "PruningReport",
+    "ShareWeights",
+    "SharingReport",
     "SparsityLogger",
     "TemperatureSchedule",
 ]

@@ -12,6 +12,7 @@ import numpy as np
 
 from tfcomp.callbacks.pruning_report import PruningReport
 from tfcomp.callbacks.pruning_settings import Group, Settings
+from tfcomp.callbacks.training_hooks import after_all_callbacks, unlink, without
 from tfcomp.errors import TfcompError
 from tfcomp.pruning.masks import Mask, Masked, keep_masks
 from tfcomp.pruning.schedules import Schedule
@@ -70,9 +71,7 @@ class Session:
 
     @staticmethod
     def _constraint(kernel: Kernel) -> Masked:
-        own = kernel.variable.constraint
-        while isinstance(own, Masked):  # left by a fit that was interrupted
-            own = own.constraint
+        own = without(kernel.variable, Masked)  # left by a fit that was interrupted
         shape = tuple(kernel.variable.shape)
         mask = keras.Variable(
             np.ones(shape, np.bool_),
@@ -87,8 +86,7 @@ class Session:
         if not self.installed:
             return
         for kernel, constraint in zip(self.kernels, self.constraints, strict=True):
-            if kernel.variable.constraint is constraint:
-                kernel.variable.constraint = constraint.constraint
+            unlink(kernel.variable, constraint)
         self.installed = False
         self.model.make_train_function(force=True)
 
@@ -325,21 +323,13 @@ class Session:
             )
 
     def after_all_callbacks(self, function: Callable[[], None]) -> None:
-        """Calls `function` when the last callback has seen the end of training.
+        """Calls `function` when the last callback has seen the end of training."""
+        after_all_callbacks(self._history(), function)
 
-        `fit` appends History to the callbacks it is given, so that it is told last, and
-        leaves it at `model.history`.
-        """
-        history = self._history()
-        if history is None:
-            return
-
-        def on_train_end(logs: dict[str, Any] | None = None) -> None:
-            del history.on_train_end  # the class's own again
-            history.on_train_end(logs)
-            function()
-
-        history.on_train_end = on_train_end
+    def removes_more_in(self, history: Any) -> bool:
+        """Whether this is in use in the `fit` of that History, with a schedule that removes."""
+        current = self.installed and history is not None and self._history() is history
+        return current and any(schedule.final_sparsity > 0 for schedule in self.targets)
 
     def report(self) -> PruningReport:
         return PruningReport(

@@ -17,17 +17,18 @@ LAYERS = [
     {"files"},
     {"graph"},
     {"profiling", "runtime", "datasets", "architectures"},
-    {"distillation", "pruning", "quantization", "conversion", "reporting"},
+    {"distillation", "pruning", "quantization", "conversion", "reporting", "sharing"},
     {"callbacks"},
     {"recipes"},
     {"cli"},
 ]
 # conversion exports what quantization made; profiling shows what conversion's audit read; pruning
-# to a latency measures files.
+# to a latency measures files; sharing takes the kernels that pruning takes, and keeps its zeros.
 BUILT_ON = {
     ("conversion", "quantization"),
     ("profiling", "conversion"),
     ("pruning", "conversion"),
+    ("sharing", "pruning"),
 }
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         recipes,
         reporting,
         runtime,
+        sharing,
     )
     from tfcomp.conversion import convert
     from tfcomp.profiling import profile
@@ -42,6 +43,7 @@ _ROOMS = (
     "recipes",
     "reporting",
     "runtime",
+    "sharing",
 )
 _VERBS = {"convert": "conversion", "profile": "profiling"}
 
@@ -61,6 +63,7 @@ __all__ = [
     "recipes",
     "reporting",
     "runtime",
+    "sharing",
 ]
 
 
