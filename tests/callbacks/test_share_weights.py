@@ -166,6 +166,22 @@ def test_each_value_by_itself_is_plain_training() -> None:
     np.testing.assert_allclose(kernels(model)[0], kernels(free)[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_without_an_update_nothing_changes_and_equal_values_are_taken_exactly(
+    dtype: str, reduction: Any
+) -> None:
+    few = rng.normal(size=7)[rng.integers(0, 7, (50, 40))]
+    few[rng.random(few.shape) < 0.3] = 0
+    w = keras.ops.cast(few, dtype)
+    shared = Shared(keras.ops.convert_to_numpy(w), reduction)
+    for _ in range(3):
+        assert keras.ops.all(shared(w) == w)
+    other = keras.ops.cast(keras.ops.where(few != 0, few * 0.3 + 1e-3, 0), dtype)
+    means = shared.means(other)
+    assert keras.ops.all(shared.spread(means, other) == other)
+
+
 # ---- how a model may be trained
 
 
@@ -633,6 +649,17 @@ def test_chains_of_constraints() -> None:
     assert variable.constraint.constraint is last
     assert training_hooks.without(variable, Other) is variable.constraint is last.constraint
     training_hooks.unlink(Link(), middle)
+
+
+def test_functions_after_all_callbacks_are_called_in_order() -> None:
+    history, called = keras.callbacks.History(), []
+    training_hooks.after_all_callbacks(None, lambda: called.append(0))
+    for number in (1, 2, 3):
+        training_hooks.after_all_callbacks(history, lambda n=number: called.append(n))
+    history.on_train_end()
+    history.on_train_end()
+    assert called == [1, 2, 3]
+    assert "on_train_end" not in vars(history)
 
 
 def test_examples_run() -> None:

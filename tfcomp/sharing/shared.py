@@ -8,6 +8,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 
 from tfcomp.sharing.values import as_float64
 
@@ -55,7 +56,8 @@ class Shared(keras.constraints.Constraint):
         self.codes = _fixed(codes.reshape(-1), "int32")
         self.first = _fixed(first, "int32")
         self.moves = _fixed(book != 0, "bool")
-        self.counts = _fixed(np.bincount(codes.reshape(-1)), self.dtype)
+        # float64, in which also more than 2²⁴ are exact.
+        self.counts = _fixed(np.bincount(codes.reshape(-1)), "float64")
         self.codebook = _fixed(book, self.dtype)
 
     def __call__(self, w: Any) -> Any:
@@ -71,18 +73,18 @@ class Shared(keras.constraints.Constraint):
         """The centroids after an update that made `w` of the weights, [values]."""
         if self.reduction == "mean":
             return self.means(w)
-        change = self._flat(w) - self._flat(self.spread(self.codebook, w))
-        centroids = self.codebook + self._sums(change)
+        before = keras.ops.cast(self.codebook, w.dtype)  # as the weights held it
+        change = keras.ops.cast(self._change(w, before), self.dtype)
+        centroids = self.codebook + change
         if self.averaged is not None:
             centroids = keras.ops.where(self.averaged(), self.means(w), centroids)
         return keras.ops.where(self.moves, centroids, 0)
 
     def means(self, w: Any) -> Any:
         """The mean of the weights of each centroid; where they are equal, exactly that."""
-        flat = self._flat(w)
-        first = keras.ops.take(flat, self.first)
-        change = self._sums(flat - keras.ops.take(first, self.codes)) / self.counts
-        return keras.ops.where(self.moves, first + change, 0)
+        first = keras.ops.take(keras.ops.reshape(w, (-1,)), self.first)
+        change = keras.ops.cast(self._change(w, first) / self.counts, self.dtype)
+        return keras.ops.where(self.moves, keras.ops.cast(first, self.dtype) + change, 0)
 
     def spread(self, centroids: Any, w: Any) -> Any:
         """Each weight's centroid, in the shape and dtype of `w`."""
@@ -93,11 +95,22 @@ class Shared(keras.constraints.Constraint):
         """How many weights are not their centroids."""
         return int(keras.ops.count_nonzero(keras.ops.not_equal(w, self.spread(self.codebook, w))))
 
-    def _flat(self, w: Any) -> Any:
-        return keras.ops.cast(keras.ops.reshape(w, (-1,)), self.dtype)
+    def _change(self, w: Any, before: Any) -> Any:
+        """Σ_{i∈j} (w_i − before_j), [values]; exactly zero where the weights are `before`."""
+        flat = keras.ops.cast(keras.ops.reshape(w, (-1,)), "float64")
+        before = keras.ops.cast(before, "float64")
+        if self.dtype == "float64":
+            return self._sums(flat - keras.ops.take(before, self.codes))
+        # float64 sums equal float32 numbers exactly, and needs no difference of each.
+        return self._sums(flat) - self.counts * before
 
     def _sums(self, flat: Any) -> Any:
-        return keras.ops.segment_sum(flat, self.codes, num_segments=self.size)
+        # Keras has this operation too, but not with a size that XLA can tell. Adding up by
+        # segments takes some twenty times as long on a CPU.
+        codes = keras.ops.convert_to_tensor(self.codes)
+        return tf.raw_ops.DenseBincount(
+            input=codes, size=self.size, weights=flat, binary_output=False
+        )
 
 
 def _fixed(value: Any, dtype: str) -> Any:
