@@ -249,7 +249,8 @@ def handles(*kinds: type | str) -> Callable[[H], H]:
     """Registers a function for layers of exactly these classes, or operations of these names.
 
     A subclass is not covered by its base class's handler: its `call` may do anything. Keras
-    gives the classes of operations (`a + b`, `keras.ops.relu`) no public names, hence strings.
+    gives the classes of operations (`a + b`, `keras.ops.relu`) no public names, hence strings;
+    nor those of layers that only keras.applications uses, as "applications.MODULE.CLASS".
     """
 
     def register(handler: H) -> H:
@@ -264,8 +265,18 @@ def handles(*kinds: type | str) -> Callable[[H], H]:
 
 def handler_of(op: Any) -> Handler | None:
     """The function registered for this layer or operation, if there is one."""
-    is_layer = isinstance(op, keras.layers.Layer)
-    return _HANDLERS.get(type(op) if is_layer else type(op).__name__)
+    kind = type(op)
+    if not isinstance(op, keras.layers.Layer):
+        return _HANDLERS.get(kind.__name__)
+    return _HANDLERS.get(kind) or _HANDLERS.get(_application_name(kind))
+
+
+def _application_name(kind: type) -> str:
+    """What a layer of keras.applications is registered by; of another layer nothing."""
+    parts = kind.__module__.split(".")
+    if parts[0] != "keras" or parts[-2:-1] != ["applications"]:
+        return ""
+    return f"applications.{parts[-1]}.{kind.__name__}"
 
 
 def unite_all(walk: Walk, arrays: Iterable[Ids]) -> Ids:

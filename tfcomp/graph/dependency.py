@@ -12,7 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tfcomp.errors import TfcompError
-from tfcomp.graph import families_attention, families_recurrent, families_slices  # noqa: F401
+from tfcomp.graph import (  # noqa: F401
+    families_applications,
+    families_attention,
+    families_recurrent,
+    families_slices,
+)
 from tfcomp.graph.channels import (
     AxisKey,
     Barrier,

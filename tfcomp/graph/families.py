@@ -180,7 +180,8 @@ def _prelu(call: Call) -> Flow | None:
     layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D,
     layers.Add, layers.Average, layers.Maximum, layers.Minimum, layers.Multiply, layers.Subtract,
 )  # fmt: skip
-def _elementwise(call: Call) -> Flow | None:
+def elementwise(call: Call) -> Flow | None:
+    """Each value by itself; of several tensors those that broadcasting brings together."""
     flows = call.flows
     operands = list(zip(call.node.inputs, flows, strict=True))
     # Shapes are aligned at their ends, by the operators and by the merging layers alike.
@@ -219,14 +220,14 @@ def _dropout(call: Call) -> Flow | None:
     shape = call.op.noise_shape
     if call.flow and shape is not None and shape[call.flow.axis] not in (None, 1):
         raise Barrier("has a noise_shape that counts channels")
-    return _elementwise(call)
+    return elementwise(call)
 
 
 @handles(layers.Rescaling)
 def _rescaling(call: Call) -> Flow | None:
     if np.ndim(call.op.scale) or np.ndim(call.op.offset):
         raise Barrier("rescales each channel by a constant of its own")
-    return _elementwise(call)
+    return elementwise(call)
 
 
 @handles(layers.Softmax)
@@ -234,7 +235,7 @@ def _softmax(call: Call) -> Flow | None:
     axes = np.atleast_1d(call.op.axis) % call.rank
     if call.flow and call.flow.axis in axes:
         raise Barrier("normalises over channels")
-    return _elementwise(call)
+    return elementwise(call)
 
 
 # --- Space: pooling, padding, resizing -------------------------------------------------------
