@@ -1,0 +1,77 @@
+"""The table of keras.applications, from the results.
+
+    python -m benchmarks.pruning.applications_figures
+
+Writes into docs/pruning.md what stands between `<!-- applications -->` and its end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from absl import app
+
+from benchmarks import results
+from benchmarks.pages import DOCS, put
+from benchmarks.pruning.applications import MODELS, RATIOS, run_name
+from tests.pruning.oracle import TOLERANCE
+
+OUTPUT = "is an output of the model"
+
+
+def row(name: str, ratio: float, found: dict[str, Any]) -> str:
+    """One model, cut by one ratio."""
+    equal = found["difference"] <= TOLERANCE and found["alive"] and found["fault"]["caught"]
+    alone = {reason: n for reason, n in found["left_alone"].items() if reason != OUTPUT}
+    cells = [
+        name,
+        f"{100 * ratio:.0f} %",
+        f"{found['parameters'][0]:,} → {found['parameters'][1]:,}",
+        f"{100 * found['macs'][1] / found['macs'][0]:.1f} %",
+        f"{found['difference']:.0e}{'' if equal else ', NOT EQUAL'}",
+        f"{found['litert_difference']:.0e}",
+        str(sum(alone.values())) if alone else "–",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def table() -> str:
+    """All models that were run, and those that were not."""
+    lines = [
+        "| model | cut | parameters | MACs left | masked − smaller | LiteRT − Keras | left alone |",
+        "|---|--:|---|--:|--:|--:|--:|",
+    ]
+    reasons: set[str] = set()
+    missing = []
+    for name in MODELS:
+        for ratio in RATIOS:
+            saved = results.load(run_name(name, ratio))
+            if saved is None:
+                missing.append(f"{name} {100 * ratio:.0f} %")
+                continue
+            lines.append(row(name, ratio, saved["results"]))
+            reasons |= set(saved["results"]["left_alone"]) - {OUTPUT}
+    lines += [
+        "",
+        "Channels cut at random, the same share in each layer, of models in which every weight, "
+        "statistic and LayerScale is random; the largest difference of the logits over the largest "
+        f"of them, in float64 (reach: ≤ {TOLERANCE:.0e}), and of the LiteRT file in float32. In "
+        "each a cut of one layer at wrong places was told. Left alone, beside the logits: layers "
+        f"of which is said: {'; '.join(sorted(shortened(reasons))) or 'none'}.",
+    ]
+    if missing:
+        lines += ["", f"Not yet run: {', '.join(missing)}."]
+    return "\n".join(lines)
+
+
+def shortened(reasons: set[str]) -> set[str]:
+    """Reasons without the names of layers."""
+    return {reason.split(", which ")[-1].split(" (")[0] for reason in reasons}
+
+
+def main(_: list[str]) -> None:
+    put(DOCS / "pruning.md", "applications", f"## keras.applications\n\n{table()}")
+
+
+if __name__ == "__main__":
+    app.run(main)
