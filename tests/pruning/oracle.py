@@ -247,9 +247,13 @@ def removed_of(model: keras.Model, small: keras.Model) -> dict[str, list[int]]:
 
 
 def reached_inputs(
-    model: keras.Model, removed: dict[str, list[int]], batch: int = 16
+    model: keras.Model, removed: dict[str, list[int]], batch: int = 48
 ) -> dict[str, Array]:
-    """For each consumer the input channels that a removed channel reaches, as a mask."""
+    """For each consumer the input channels that a removed channel reaches, as a mask.
+
+    At the end of a network an image is one place. Behind a ReLU that is nearly always 0 every
+    other disturbance goes unseen there: of 16 images one channel in some ten thousand did.
+    """
     graph = trace(model)
     runs = []
     for disturbed in (False, True):
