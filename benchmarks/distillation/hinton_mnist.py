@@ -80,10 +80,17 @@ class Recipe:
 
 def jitter(images: Any, pixels: int) -> Any:
     """Each image (height, width) of a batch moved by up to `pixels` either way on both axes."""
-    batch, height, width = tf.shape(images)[0], images.shape[1], images.shape[2]
+    batch = tf.shape(images)[0]
+    starts = [tf.random.uniform((batch, 1), 0, 2 * pixels + 1, tf.int32) for _ in range(2)]
+    return shift(images, tf.concat(starts, axis=1), pixels)
+
+
+def shift(images: Any, offsets: Any, pixels: int) -> Any:
+    """Each image moved so that it begins at its offset, [samples, 2], of a margin of `pixels`."""
+    height, width = images.shape[1:]
     padded = tf.pad(images, [[0, 0], [pixels, pixels], [pixels, pixels]])
     for axis, size in ((1, height), (2, width)):
-        start = tf.random.uniform((batch, 1), 0, 2 * pixels + 1, tf.int32)
+        start = offsets[:, axis - 1 : axis]
         padded = tf.gather(padded, start + tf.range(size), axis=axis, batch_dims=1)
     return tf.ensure_shape(padded, [None, height, width])
 
