@@ -5,7 +5,8 @@ model's logits are compared with those of the masked one (see tests/pruning/orac
 cut of one layer at wrong places, which has to be told. Then the same in float32, through LiteRT.
 
 One process and one JSON for each model and ratio, the small models first; what is there is not run
-again. Images are of 32 pixels, or the least that a family allows.
+again, unless it failed: then the JSON holds the reason. Images are of 32 pixels, or the least that
+a family allows.
 
     python -m benchmarks.pruning.applications [--only=ResNet]
 """
@@ -111,9 +112,25 @@ def main(_: list[str]) -> None:
         return
     for name in MODELS:
         for ratio in RATIOS:
-            if _ONLY.value in name and results.load(run_name(name, ratio)) is None:
-                command = [sys.executable, "-m", "benchmarks.pruning.applications"]
-                subprocess.run([*command, f"--one={name},{ratio}"], check=False)
+            if _ONLY.value in name and not finished(name, ratio):
+                run(name, ratio)
+
+
+def finished(name: str, ratio: float) -> bool:
+    """Whether there is a result that is not a failure."""
+    saved = results.load(run_name(name, ratio))
+    return saved is not None and "failed" not in saved["results"]
+
+
+def run(name: str, ratio: float) -> None:
+    """Runs one in a process of its own, since a large one can run out of memory."""
+    command = [sys.executable, "-m", "benchmarks.pruning.applications", f"--one={name},{ratio}"]
+    done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        failed = {"failed": f"exit code {done.returncode}: {said[-1] if said else 'no message'}"}
+        results.save(run_name(name, ratio), seed=SEED, budget={"ratio": ratio}, results=failed)
+        print(name, ratio, failed, flush=True)
 
 
 if __name__ == "__main__":

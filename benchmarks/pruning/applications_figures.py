@@ -49,6 +49,9 @@ def table() -> str:
             if saved is None:
                 missing.append(f"{name} {100 * ratio:.0f} %")
                 continue
+            if "failed" in saved["results"]:
+                missing.append(f"{name} {100 * ratio:.0f} % ({saved['results']['failed']})")
+                continue
             lines.append(row(name, ratio, saved["results"]))
             reasons |= set(saved["results"]["left_alone"]) - {OUTPUT}
     lines += [
