@@ -38,6 +38,7 @@ KERNELS = {
     "SeparableConv2D": ("depthwise_kernel", 2, "pointwise_kernel", 3),
 }
 TOLERANCE = 1e-5
+SCALE = 0.2
 
 
 @contextlib.contextmanager
@@ -83,7 +84,8 @@ def settle(
     """Random weights and statistics that suit what comes in, so that deep models stay alive.
 
     Layer by layer, on data: kernels are scaled until what they give has a random size of about 1,
-    and statistics are those of the data, moved and stretched at random.
+    and statistics are those of the data, moved and stretched at random. BatchNormalization scales
+    down to `SCALE`: nonlinearities that bend more magnify from layer to layer what is rounded off.
 
     Args:
         model: Its weights are set.
@@ -138,6 +140,8 @@ def _weaken(layer: Any, mask: Array) -> None:
 def _settle_layer(layer: Any, x: Any, rng: np.random.Generator) -> None:
     if isinstance(layer, layers.BatchNormalization):
         _settle_statistics(layer.moving_mean, layer.moving_variance, x, layer.axis, rng)
+        if layer.gamma is not None:
+            layer.gamma.assign(SCALE * np.asarray(layer.gamma))
     elif isinstance(layer, layers.Normalization):
         (axis,) = layer.axis
         _settle_statistics(layer.adapt_mean, layer.adapt_variance, x, axis, rng)
