@@ -31,7 +31,6 @@ from benchmarks.distillation.hinton_mnist import (
     THREE,
     Recipe,
     Workshop,
-    ask_teacher,
     errors,
     fit,
     judge_without_three,
@@ -40,8 +39,8 @@ from benchmarks.distillation.hinton_mnist import (
     student_network,
     train_teacher,
 )
-from benchmarks.distillation.mnist import Split, batches, load
-from tfcomp.distillation import Distiller, KnowledgeDistillation
+from benchmarks.distillation.mnist import Images, Split, batches, load
+from tfcomp.distillation import DistillationInputs, Distiller, KnowledgeDistillation
 
 # --work, --seeds and --validate are those of hinton_mnist.
 _EPOCHS = flags.DEFINE_integer("student_epochs", 150, "of each student", 1)
@@ -61,15 +60,13 @@ def places(pixels: int) -> tf.Tensor:
     return tf.constant(list(itertools.product(range(2 * pixels + 1), repeat=2)), tf.int32)
 
 
-def ask_everywhere(teacher: keras.Model, split: Split, pixels: int) -> Any:
+def ask_everywhere(teacher: keras.Model, images: Images, pixels: int) -> Images:
     """What the teacher says of each image in each place, [samples, places, classes]."""
     answers = []
     for place in places(pixels):
-        offsets = tf.broadcast_to(place, (len(split.x), 2))
-        moved = shift(tf.constant(split.x), offsets, pixels).numpy()
-        inputs, _ = ask_teacher(teacher, dataclasses.replace(split, x=moved))
-        answers.append(np.asarray(inputs.teacher_outputs))
-    return inputs, np.stack(answers, axis=1)
+        offsets = tf.broadcast_to(place, (len(images), 2))
+        answers.append(logits_of(teacher, shift(images, offsets, pixels).numpy()))
+    return np.stack(answers, axis=1)
 
 
 def distil(
@@ -77,14 +74,14 @@ def distil(
 ) -> keras.Model:
     """A student that sees each image in another place in each epoch."""
     pixels = recipe.shift_pixels
-    asked, answers = ask_everywhere(teacher, split, pixels)
+    answers = ask_everywhere(teacher, split.x, pixels)
     all_places = places(pixels)
 
     def draw(x: Any, y: Any, said: Any) -> Any:
         chosen = tf.random.uniform((tf.shape(x)[0],), 0, len(all_places), tf.int32)
         moved = shift(x, tf.gather(all_places, chosen), pixels)
         outputs = tf.gather(said, chosen, batch_dims=1)
-        return asked._replace(inputs=moved, teacher_outputs=outputs), y
+        return DistillationInputs(moved, teacher_outputs=outputs), y
 
     model = student_network(recipe)
     distiller = Distiller(

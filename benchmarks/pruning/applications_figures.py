@@ -42,12 +42,12 @@ def table() -> str:
         "|---|--:|---|--:|--:|--:|--:|",
     ]
     reasons: set[str] = set()
-    missing = []
+    missing: dict[str, list[str]] = {}
     for name in MODELS:
         for ratio in RATIOS:
             saved = results.load(run_name(name, ratio))
             if saved is None:
-                missing.append(f"{name} {100 * ratio:.0f} %")
+                missing.setdefault(name, []).append(f" {100 * ratio:.0f} %")
                 continue
             if "failed" in saved["results"]:
                 missing.append(f"{name} {100 * ratio:.0f} % ({saved['results']['failed']})")
@@ -63,7 +63,10 @@ def table() -> str:
         f"of which is said: {'; '.join(sorted(shortened(reasons))) or 'none'}.",
     ]
     if missing:
-        lines += ["", f"Not yet run: {', '.join(missing)}."]
+        names = [
+            name if len(cuts) == len(RATIOS) else name + cuts[0] for name, cuts in missing.items()
+        ]
+        lines += ["", f"Not yet run: {', '.join(names)}."]
     return "\n".join(lines)
 
 
