@@ -96,18 +96,27 @@ def distil(
     return model
 
 
-def run_seed(
-    seed: int, shop: Workshop, split: Split, teacher: keras.Model, recipe: Recipe
-) -> dict[str, float]:
-    """Both students of one seed, judged."""
+def student(
+    name: str, seed: int, shop: Workshop, split: Split, teacher: keras.Model, recipe: Recipe
+) -> keras.Model:
+    """The student of that name and seed, trained if it is not there."""
     first = 1000 * (seed + 1)
-    less, _, _ = split.without(THREE)
-    distilled, without = (
-        shop.model(f"{name}{seed}", first, lambda b, of=of: distil(teacher, of, recipe, first, b))
-        for name, of in (("distilled", split), ("without_three", less))
+    return shop.model(
+        f"{name}{seed}", first, lambda backup: distil(teacher, split, recipe, first, backup)
     )
-    found = errors(logits_of(distilled, split.x_judge), split.y_judge)
-    return {"distilled": found, **judge_without_three(without, split)}
+
+
+def save(found: dict[str, Any], recipe: Recipe) -> None:
+    """Writes what there is, with means over the seeds that have it."""
+    seeds = list(found["by_seed"].values())
+    names = dict.fromkeys(name for one in seeds for name in one)
+    mean = {name: statistics.mean(one[name] for one in seeds if name in one) for name in names}
+    results.save(
+        f"distillation_{NAME}" + ("_validation" if flags.FLAGS.validate else ""),
+        seed=0,
+        budget={"seeds": flags.FLAGS.seeds, **dataclasses.asdict(recipe)},
+        results={**found, "mean": mean, "paper": PAPER},
+    )
 
 
 def main(_: list[str]) -> None:
@@ -117,19 +126,18 @@ def main(_: list[str]) -> None:
     split = load(validate)
     shop = Workshop(pathlib.Path(flags.FLAGS.work), recipe, validate)
     teacher = shop.model("teacher", 0, lambda backup: train_teacher(split, recipe, backup))
-    found: dict[str, Any] = {"teacher": errors(logits_of(teacher, split.x_judge), split.y_judge)}
-    by_seed: dict[str, dict[str, float]] = {}
+    less, _, _ = split.without(THREE)
+    by_seed: dict[str, dict[str, float]] = {str(seed): {} for seed in range(flags.FLAGS.seeds)}
+    found = {"teacher": errors(logits_of(teacher, split.x_judge), split.y_judge)}
     for seed in range(flags.FLAGS.seeds):
-        by_seed[str(seed)] = run_seed(seed, shop, split, teacher, recipe)
+        model = student("distilled", seed, shop, split, teacher, recipe)
+        by_seed[str(seed)]["distilled"] = errors(logits_of(model, split.x_judge), split.y_judge)
+        save({**found, "by_seed": by_seed}, recipe)
+    for seed in range(flags.FLAGS.seeds):
+        model = student("without_three", seed, shop, less, teacher, recipe)
+        by_seed[str(seed)] |= judge_without_three(model, split)
+        save({**found, "by_seed": by_seed}, recipe)
         print(seed, by_seed[str(seed)], flush=True)
-    mean = {name: statistics.mean(one[name] for one in by_seed.values()) for name in by_seed["0"]}
-    found |= {"by_seed": by_seed, "mean": mean, "paper": PAPER}
-    results.save(
-        f"distillation_{NAME}" + ("_validation" if validate else ""),
-        seed=0,
-        budget={"seeds": flags.FLAGS.seeds, **dataclasses.asdict(recipe)},
-        results=found,
-    )
 
 
 if __name__ == "__main__":
