@@ -107,19 +107,27 @@ def main(_: list[str]) -> None:
     if _ONE.value is not None:
         name, ratio = _ONE.value[0], float(_ONE.value[1])
         found = perform(name, ratio)
-        results.save(run_name(name, ratio), seed=SEED, budget={"ratio": ratio}, results=found)
+        results.save(run_name(name, ratio), seed=SEED, budget=budget(ratio), results=found)
         print(name, ratio, found, flush=True)
         return
     for name in MODELS:
         for ratio in RATIOS:
-            if _ONLY.value in name and not finished(name, ratio):
+            if _ONLY.value in name and "difference" not in (stored(name, ratio) or {}):
                 run(name, ratio)
 
 
-def finished(name: str, ratio: float) -> bool:
-    """Whether there is a result that is not a failure."""
+def budget(ratio: float) -> dict[str, Any]:
+    """What a result depends on."""
+    return {"ratio": ratio, "scale": oracle.SCALE}
+
+
+def stored(name: str, ratio: float) -> dict[str, Any] | None:
+    """What a run with the weights of today has found, or {"failed": reason}."""
     saved = results.load(run_name(name, ratio))
-    return saved is not None and "failed" not in saved["results"]
+    if saved is None or saved["budget"] != budget(ratio):
+        return None
+    found: dict[str, Any] = saved["results"]
+    return found
 
 
 def run(name: str, ratio: float) -> None:
@@ -129,7 +137,7 @@ def run(name: str, ratio: float) -> None:
     if done.returncode:
         said = done.stderr.strip().splitlines()
         failed = {"failed": f"exit code {done.returncode}: {said[-1] if said else 'no message'}"}
-        results.save(run_name(name, ratio), seed=SEED, budget={"ratio": ratio}, results=failed)
+        results.save(run_name(name, ratio), seed=SEED, budget=budget(ratio), results=failed)
         print(name, ratio, failed, flush=True)
 
 

@@ -11,9 +11,8 @@ from typing import Any
 
 from absl import app
 
-from benchmarks import results
 from benchmarks.pages import DOCS, put
-from benchmarks.pruning.applications import MODELS, RATIOS, run_name
+from benchmarks.pruning.applications import MODELS, RATIOS, stored
 from tests.pruning.oracle import TOLERANCE
 
 OUTPUT = "is an output of the model"
@@ -45,15 +44,15 @@ def table() -> str:
     missing: dict[str, list[str]] = {}
     for name in MODELS:
         for ratio in RATIOS:
-            saved = results.load(run_name(name, ratio))
-            if saved is None:
+            found = stored(name, ratio)
+            if found is None:
                 missing.setdefault(name, []).append(f" {100 * ratio:.0f} %")
                 continue
-            if "failed" in saved["results"]:
-                missing.append(f"{name} {100 * ratio:.0f} % ({saved['results']['failed']})")
+            if "failed" in found:
+                missing.append(f"{name} {100 * ratio:.0f} % ({found['failed']})")
                 continue
-            lines.append(row(name, ratio, saved["results"]))
-            reasons |= set(saved["results"]["left_alone"]) - {OUTPUT}
+            lines.append(row(name, ratio, found))
+            reasons |= set(found["left_alone"]) - {OUTPUT}
     lines += [
         "",
         "Channels cut at random, the same share in each layer, of models in which every weight, "
