@@ -49,7 +49,7 @@ def table() -> str:
                 missing.setdefault(name, []).append(f" {100 * ratio:.0f} %")
                 continue
             if "failed" in found:
-                missing.append(f"{name} {100 * ratio:.0f} % ({found['failed']})")
+                missing.setdefault(name, []).append(f" {100 * ratio:.0f} % ({found['failed']})")
                 continue
             lines.append(row(name, ratio, found))
             reasons |= set(found["left_alone"]) - {OUTPUT}
