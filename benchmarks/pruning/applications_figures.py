@@ -42,6 +42,7 @@ def table() -> str:
     ]
     reasons: set[str] = set()
     missing: dict[str, list[str]] = {}
+    failed: list[str] = []
     for name in MODELS:
         for ratio in RATIOS:
             found = stored(name, ratio)
@@ -66,6 +67,7 @@ def table() -> str:
             name if len(cuts) == len(RATIOS) else name + cuts[0] for name, cuts in missing.items()
         ]
         lines += ["", f"Not yet run: {', '.join(names)}."]
+    lines += ["", f"Left out: {'; '.join(failed)}."] if failed else []
     return "\n".join(lines)
 
 
