@@ -217,6 +217,8 @@ class PruneWeights(keras.callbacks.Callback):
         for kernel in kernels:
             if pattern := settings.spared(kernel.name):
                 skipped[kernel.name] = f"spared by `overrides`: {pattern!r} is None"
+            elif reason := settings.why_idle(kernel):
+                skipped[kernel.name] = reason
         kernels = tuple(kernel for kernel in kernels if kernel.name not in skipped)
         if not kernels and self.model.built:
             raise TfcompError(

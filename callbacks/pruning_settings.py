@@ -72,6 +72,11 @@ class Settings:
                 return pattern
         return None
 
+    def why_idle(self, kernel: Kernel) -> str | None:
+        """Why masks would never remove anything from a kernel, if that is so."""
+        # Zeros that are there already are held all the same.
+        return None if self.keep_zeros else self._group(0, kernel).unit.why_idle(kernel)
+
     def groups(self, kernels: tuple[Kernel, ...]) -> list[Group]:
         """Which kernels share a count: each its own, or with scope "global" all not overridden.
 

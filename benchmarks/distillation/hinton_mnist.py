@@ -161,8 +161,8 @@ def train_alone(split: Split, recipe: Recipe, seed: int, backup: pathlib.Path) -
     return model
 
 
-def distil(cached: Any, recipe: Recipe, seed: int, backup: pathlib.Path) -> keras.Model:
-    """A student that has the labels and the teacher's outputs for the plain images."""
+def distil(data: tf.data.Dataset, recipe: Recipe, backup: pathlib.Path) -> keras.Model:
+    """A student that has the labels, and in the data the teacher's outputs."""
     model = student_network(recipe)
     distiller = Distiller(
         None,
@@ -170,7 +170,6 @@ def distil(cached: Any, recipe: Recipe, seed: int, backup: pathlib.Path) -> kera
         KnowledgeDistillation(recipe.temperature, teacher_from_logits=True),
         student_loss_weight=recipe.student_loss_weight,
     )
-    data = batches(cached, recipe.batch_size, seed)
     fit(distiller, data, recipe.student_epochs, recipe.student_learning_rate, backup)
     return model
 
@@ -279,9 +278,13 @@ def run_seed(
     """The three students of one seed, judged."""
     first = 1000 * (seed + 1)
     alone = shop.model(f"alone{seed}", first, lambda b: train_alone(split, recipe, first, b))
-    distilled = shop.model(f"distilled{seed}", first, lambda b: distil(cached, recipe, first, b))
-    without = shop.model(
-        f"without_three{seed}", first, lambda b: distil(cached_without, recipe, first, b)
+    distilled, without = (
+        shop.model(
+            f"{name}{seed}",
+            first,
+            lambda b, of=of: distil(batches(of, recipe.batch_size, first), recipe, b),
+        )
+        for name, of in (("distilled", cached), ("without_three", cached_without))
     )
     return {
         "alone": errors(logits_of(alone, split.x_judge), split.y_judge),

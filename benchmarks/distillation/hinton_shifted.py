@@ -31,16 +31,15 @@ from benchmarks.distillation.hinton_mnist import (
     THREE,
     Recipe,
     Workshop,
+    distil,
     errors,
-    fit,
     judge_without_three,
     logits_of,
     shift,
-    student_network,
     train_teacher,
 )
 from benchmarks.distillation.mnist import Images, Split, batches, load
-from tfcomp.distillation import DistillationInputs, Distiller, KnowledgeDistillation
+from tfcomp.distillation import DistillationInputs
 
 # --work, --seeds and --validate are those of hinton_mnist.
 _EPOCHS = flags.DEFINE_integer("student_epochs", 150, "of each student", 1)
@@ -69,10 +68,8 @@ def ask_everywhere(teacher: keras.Model, images: Images, pixels: int) -> Images:
     return np.stack(answers, axis=1)
 
 
-def distil(
-    teacher: keras.Model, split: Split, recipe: Recipe, seed: int, backup: pathlib.Path
-) -> keras.Model:
-    """A student that sees each image in another place in each epoch."""
+def shifted(teacher: keras.Model, split: Split, recipe: Recipe, seed: int) -> tf.data.Dataset:
+    """Batches in which each image is in another place in each epoch, with the teacher's answer."""
     pixels = recipe.shift_pixels
     answers = ask_everywhere(teacher, split.x, pixels)
     all_places = places(pixels)
@@ -83,40 +80,26 @@ def distil(
         outputs = tf.gather(said, chosen, batch_dims=1)
         return DistillationInputs(moved, teacher_outputs=outputs), y
 
-    model = student_network(recipe)
-    distiller = Distiller(
-        None,
-        model,
-        KnowledgeDistillation(recipe.temperature, teacher_from_logits=True),
-        student_loss_weight=recipe.student_loss_weight,
-    )
     everything = tuple(map(tf.constant, (split.x, split.y, answers)))
-    data = batches(everything, recipe.batch_size, seed).map(draw)
-    fit(distiller, data, recipe.student_epochs, recipe.student_learning_rate, backup)
-    return model
+    return batches(everything, recipe.batch_size, seed).map(draw)
 
 
-def student(
-    name: str, seed: int, shop: Workshop, split: Split, teacher: keras.Model, recipe: Recipe
-) -> keras.Model:
-    """The student of that name and seed, trained if it is not there."""
+def run_seed(
+    seed: int, shop: Workshop, split: Split, teacher: keras.Model, recipe: Recipe
+) -> dict[str, float]:
+    """Both students of one seed, judged."""
     first = 1000 * (seed + 1)
-    return shop.model(
-        f"{name}{seed}", first, lambda backup: distil(teacher, split, recipe, first, backup)
+    less, _, _ = split.without(THREE)
+    distilled, without = (
+        shop.model(
+            f"{name}{seed}",
+            first,
+            lambda b, of=of: distil(shifted(teacher, of, recipe, first), recipe, b),
+        )
+        for name, of in (("distilled", split), ("without_three", less))
     )
-
-
-def save(found: dict[str, Any], recipe: Recipe) -> None:
-    """Writes what there is, with means over the seeds that have it."""
-    seeds = list(found["by_seed"].values())
-    names = dict.fromkeys(name for one in seeds for name in one)
-    mean = {name: statistics.mean(one[name] for one in seeds if name in one) for name in names}
-    results.save(
-        f"distillation_{NAME}" + ("_validation" if flags.FLAGS.validate else ""),
-        seed=0,
-        budget={"seeds": flags.FLAGS.seeds, **dataclasses.asdict(recipe)},
-        results={**found, "mean": mean, "paper": PAPER},
-    )
+    found = errors(logits_of(distilled, split.x_judge), split.y_judge)
+    return {"distilled": found, **judge_without_three(without, split)}
 
 
 def main(_: list[str]) -> None:
@@ -126,18 +109,22 @@ def main(_: list[str]) -> None:
     split = load(validate)
     shop = Workshop(pathlib.Path(flags.FLAGS.work), recipe, validate)
     teacher = shop.model("teacher", 0, lambda backup: train_teacher(split, recipe, backup))
-    less, _, _ = split.without(THREE)
-    by_seed: dict[str, dict[str, float]] = {str(seed): {} for seed in range(flags.FLAGS.seeds)}
-    found = {"teacher": errors(logits_of(teacher, split.x_judge), split.y_judge)}
+    by_seed: dict[str, dict[str, float]] = {}
     for seed in range(flags.FLAGS.seeds):
-        model = student("distilled", seed, shop, split, teacher, recipe)
-        by_seed[str(seed)]["distilled"] = errors(logits_of(model, split.x_judge), split.y_judge)
-        save({**found, "by_seed": by_seed}, recipe)
-    for seed in range(flags.FLAGS.seeds):
-        model = student("without_three", seed, shop, less, teacher, recipe)
-        by_seed[str(seed)] |= judge_without_three(model, split)
-        save({**found, "by_seed": by_seed}, recipe)
+        by_seed[str(seed)] = run_seed(seed, shop, split, teacher, recipe)
         print(seed, by_seed[str(seed)], flush=True)
+    mean = {name: statistics.mean(one[name] for one in by_seed.values()) for name in by_seed["0"]}
+    results.save(
+        f"distillation_{NAME}" + ("_validation" if validate else ""),
+        seed=0,
+        budget={"seeds": flags.FLAGS.seeds, **dataclasses.asdict(recipe)},
+        results={
+            "teacher": errors(logits_of(teacher, split.x_judge), split.y_judge),
+            "by_seed": by_seed,
+            "mean": mean,
+            "paper": PAPER,
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from keras import layers
 
 from tfcomp.callbacks import PruneWeights
 from tfcomp.errors import TfcompError
@@ -149,6 +150,19 @@ def test_a_schedule_ramps_the_share_of_groups_that_obey() -> None:
 def test_n_m_with_another_end_is_refused(end: float) -> None:
     with pytest.raises(TfcompError, match=r"one sparsity: expected a schedule that ends at 0\.5"):
         PruneWeights(ConstantSparsity(end), unit=NM(2, 4))
+
+
+def test_n_m_where_the_inputs_are_too_few_is_listed() -> None:
+    """Groups of no more than n weights obey as they are: such a kernel would never be pruned."""
+    convolutions = [layers.Conv2D(8, 3, groups=2, name="few"), layers.Conv2D(4, 1, name="enough")]
+    model = keras.Sequential([keras.Input((4, 4, 4)), *convolutions, layers.Flatten()])
+    model.compile("sgd", "mse")
+    prune = PruneWeights(ConstantSparsity(0.5), unit=NM(2, 4))
+    model.fit(np.ones((8, 4, 4, 4)), np.ones((8, 16)), verbose=0, callbacks=[prune])
+    assert prune.report is not None
+    assert prune.report.sparsity == 0.5
+    (name,) = (name for name in prune.report.skipped if "few/kernel" in name)
+    assert prune.report.skipped[name].startswith("of 2 inputs")
 
 
 def test_n_m_of_a_depthwise_kernel_is_refused() -> None:

@@ -318,6 +318,13 @@ def test_datasets_and_seeds_give_the_same() -> None:
     )
 
 
+def test_labels_beside_the_inputs_are_left_out() -> None:
+    model = network()
+    alone, both = (prune_by_energy(model, 0.5, of)[0] for of in (IMAGES, (IMAGES, np.zeros(24))))
+    for one, two in zip(alone.get_weights(), both.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
 def test_what_is_left_alone_is_listed() -> None:
     inputs = keras.Input((8, 8, 3))
     x = layers.DepthwiseConv2D(3, name="depth")(inputs)
@@ -344,8 +351,9 @@ def test_what_is_left_alone_is_listed() -> None:
         ({"rounds": 0}, "`rounds` must be"),
         ({"rows": True}, "`rows` must be"),
         ({"data": np.zeros((0, 8, 8, 3))}, "`data` must be"),
+        ({"data": np.zeros((2, 8, 9, 3))}, r"inputs of shape \(8, 8, 3\).*Received: \(8, 9, 3\)"),
         ({"data": np.full((2, 8, 8, 3), np.nan)}, "finite"),
-        ({"skip": ["first", "second", "logits"]}, "no kernel to prune"),
+        ({"skip": ["first", "second", "logits"]}, "no kernel to prune in .*first"),
         ({"skip": ["frist"]}, "Did you mean 'first'"),
     ],
 )

@@ -9,7 +9,6 @@ size that is run with zeros at those inputs, which is what zero weights there am
 All is computed in float64, so that equality is told to nine digits however deep a model is.
 """
 
-import contextlib
 import json
 import math
 
@@ -21,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keras import layers, ops
 
+from tests.pruning.oracle import double_precision
 from tfcomp.errors import TfcompError
 from tfcomp.graph import dependencies, rebuild, removal, trace
 from tfcomp.graph.trace import substitute
@@ -29,18 +29,6 @@ from tfcomp.pruning import FPGM, L1Norm, L2Norm, Random, shrink
 TOLERANCE = 1e-9
 HEIGHT, WIDTH = 2, 3
 STEPS = HEIGHT * WIDTH
-
-
-@contextlib.contextmanager
-def double_precision():
-    before, policy = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    try:
-        yield
-    finally:
-        keras.config.set_floatx(before)
-        keras.config.set_dtype_policy(policy)
 
 
 # --- The oracle -------------------------------------------------------------------------------

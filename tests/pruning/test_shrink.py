@@ -26,6 +26,7 @@ from tests.pruning.oracle import (
 from tfcomp.errors import TfcompError, UnsupportedModelError
 from tfcomp.graph import dependencies, rebuild, removal, trace
 from tfcomp.pruning import Criterion, L1Norm, L2Norm, Random, shrink
+from tfcomp.quantization import quantize_aware
 
 
 def input_names(model):
@@ -352,6 +353,11 @@ def test_a_bias_that_keras_adds_along_the_width_is_not_cut():
         assert found["hidden"] == 4
         if after == 6:
             assert f"a bias for 6 channels and a width of {width}" in report.skipped["first"]
+
+
+def test_a_quantisation_aware_model_is_to_be_cut_before():
+    with pytest.raises(TfcompError, match="quantisation-aware training, before which channels"):
+        shrink(quantize_aware(plain()), 0.5)
 
 
 def test_zero_channels_go_first():

@@ -408,6 +408,8 @@ _KNOWN_BARRIERS: dict[str, str] = {
     "RMSNormalization": "normalises over channels: without one of them the others would change",
     "UnitNormalization": "normalises over channels: without one of them the others would change",
     "GroupedQueryAttention": "shares keys and values among heads, which are not cut",
+    "FakeQuantize": "is of quantisation-aware training, before which channels are cut",
+    "FakeQuantizeWeights": "is of quantisation-aware training, before which channels are cut",
     "Lambda": "is a function that cannot be looked into",
     "Softmax": "normalises over channels",
     "LogSoftmax": "normalises over channels",

@@ -11,6 +11,7 @@ import numpy as np
 
 from tfcomp.errors import TfcompError
 from tfcomp.graph import rebuild, trace
+from tfcomp.pruning.scores import finite_score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +109,7 @@ def error_barrier(
     for position in positions:
         model = rebuild(trace(first))
         model.set_weights([_between(a, b, position) for a, b in zip(*ends, strict=True)])
-        found = float(error(model))
-        if not np.isfinite(found):
-            raise TfcompError(f"`error` must give finite numbers. Received: {found!r}.")
-        errors.append(found)
+        errors.append(finite_score("error", error, model))
     return ErrorBarrier(tuple(map(float, positions)), tuple(errors))
 
 

@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
-import numpy.typing as npt
-import tensorflow as tf
 
 from tfcomp.errors import TfcompError
 from tfcomp.graph import FIXED, Dependencies, Graph, Producer
 from tfcomp.graph.feature_maps import channel_axis, feature_maps
 from tfcomp.graph.trace import Tensor
 from tfcomp.pruning.criteria import Criterion
+from tfcomp.pruning.samples import batches_of, check_shapes
 
 Maps = dict[str, tuple[Tensor, ...]]
 
@@ -54,7 +52,7 @@ class DataCriterion(Criterion):
     def _batches(self, graph: Graph, labels: bool = False) -> Iterator[tuple[Any, Any]]:
         """Inputs and labels, batch by batch; labels that are not asked for are not looked at."""
         count = 0
-        for item in self._items():
+        for item in batches_of(self.data, self.batch_size, type(self).__name__):
             x, y, weight = keras.utils.unpack_x_y_sample_weight(item)
             if labels and (y is None or weight is not None):
                 got = "inputs alone" if y is None else "sample weights too"
@@ -62,46 +60,11 @@ class DataCriterion(Criterion):
                     f"{type(self).__name__} expects data of (inputs, labels). Received: {got}."
                 )
             if not count:
-                self._check_shapes(graph, x)
+                check_shapes(graph, x, type(self).__name__)
             count += 1
             yield x, y
         if not count:
             raise TfcompError(f"{type(self).__name__} expects data. Received: no batch.")
-
-    def _items(self) -> Iterator[Any]:
-        if isinstance(self.data, tf.data.Dataset):
-            yield from self.data
-            return
-        arrays = keras.tree.map_structure(_as_array, self.data)
-        lengths = {len(leaf) if leaf.ndim else 0 for leaf in keras.tree.flatten(arrays)}
-        if len(lengths) != 1 or lengths == {0}:
-            raise TfcompError(
-                f"`data` of {type(self).__name__} must be arrays of one length, at least 1, or a "
-                f"batched tf.data.Dataset. Received: lengths {sorted(lengths)}."
-            )
-        for start in range(0, lengths.pop(), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            yield keras.tree.map_structure(lambda leaf, part=part: leaf[part], arrays)
-
-    def _check_shapes(self, graph: Graph, x: Any) -> None:
-        expected = [len(tensor.shape) for tensor in graph.input_tensors]
-        received = [len(leaf.shape) for leaf in keras.tree.flatten(x)]
-        if sorted(expected) != sorted(received):
-            raise TfcompError(
-                f"{type(self).__name__} expects batches of inputs with {_listed(expected)} axes, "
-                f"the batch included. Received: {_listed(received)}. A dataset must be batched; "
-                "labels go with inputs as a tuple."
-            )
-        if len(expected) > 1:
-            # Which array goes to which input is for the model to say.
-            return
-        sizes = tuple(graph.input_tensors[0].shape)[1:]
-        got = tuple(keras.tree.flatten(x)[0].shape)[1:]
-        if any(None not in pair and pair[0] != pair[1] for pair in zip(sizes, got, strict=True)):
-            raise TfcompError(
-                f"{type(self).__name__} expects inputs of shape {sizes}, without the batch. "
-                f"Received: {got}."
-            )
 
     def _maps(self, dependencies: Dependencies, through_sums: bool = False) -> Maps:
         """The feature maps of all layers of which something can be removed, by name.
@@ -130,17 +93,3 @@ class DataCriterion(Criterion):
 def removable(producer: Producer) -> bool:
     """Whether any of a layer's channels can be removed."""
     return bool((producer.units != FIXED).any())
-
-
-def _listed(ranks: list[int]) -> str:
-    return " and ".join(map(str, ranks)) or "no"
-
-
-def _as_array(value: Any) -> npt.NDArray[Any]:
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise TfcompError(f"`data` must hold arrays. Received: {type(value).__name__}.") from error
-    if array.dtype == object:
-        raise TfcompError(f"`data` must hold arrays. Received: {type(value).__name__}.")
-    return array

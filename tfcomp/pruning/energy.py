@@ -9,11 +9,11 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
 from tfcomp.errors import TfcompError
 from tfcomp.graph import Graph, Node, rebuild, trace
 from tfcomp.profiling.macs import UncountedError, call_macs
+from tfcomp.pruning.samples import all_inputs
 
 _WORD = 16  # bits of a word and of a multiply-add that the costs are given for
 
@@ -158,9 +158,9 @@ def estimate_energy(
 
     Args:
         model: A built functional or Sequential model.
-        data: Inputs as the model takes them, or a batched `tf.data.Dataset` of inputs or
-            (inputs, labels), to find the zeros among the inputs of each layer. Default None:
-            none is zero.
+        data: Inputs as the model takes them, a tuple (inputs, labels) of which labels are not
+            used, or a batched `tf.data.Dataset` of either, to find the zeros among the inputs of
+            each layer. Default None: none is zero.
         weight_bits: Bits of a weight. Default 16.
         activation_bits: Bits of an input or output. Default 16.
         costs: Of an access at each level, and the limits of reuse. Default `EnergyCosts()`.
@@ -185,7 +185,7 @@ def estimate_energy(
     names = [name for name, op in graph.ops.items() if isinstance(op, _ESTIMATED)]
     densities = dict.fromkeys(names, 1.0)
     if data is not None:
-        arrays = as_arrays(data)
+        arrays = all_inputs(data, graph, "estimate_energy")
         for name in names:
             inputs = layer_inputs(graph, name, arrays)
             size = sum(array.size for array in inputs)
@@ -201,25 +201,6 @@ def estimate_energy(
         if name not in densities and any(len(w.shape) > 1 for w in getattr(op, "weights", ()))
     }
     return Energy(layers, skipped)
-
-
-def as_arrays(data: Any) -> Any:
-    """The inputs in a data set or a structure of arrays, as float32 or integer arrays."""
-    if isinstance(data, tf.data.Dataset):
-        batches = [keras.utils.unpack_x_y_sample_weight(item)[0] for item in data]
-        if not batches:
-            raise TfcompError("`data` must hold samples. Received: no batch.")
-        return keras.tree.map_structure(
-            lambda *parts: np.concatenate([np.asarray(part) for part in parts]), *batches
-        )
-    arrays = keras.tree.map_structure(np.asarray, data)
-    lengths = {len(leaf) if leaf.ndim else 0 for leaf in keras.tree.flatten(arrays)}
-    if len(lengths) != 1 or lengths == {0}:
-        raise TfcompError(
-            "`data` must be the model's inputs, arrays of one length of at least 1. Received: "
-            f"lengths {sorted(lengths)}."
-        )
-    return arrays
 
 
 def layer_inputs(graph: Graph, name: str, arrays: Any) -> list[npt.NDArray[Any]]:

@@ -18,11 +18,11 @@ from tfcomp.pruning.energy import (
     KERNEL_LAYERS,
     Energy,
     EnergyCosts,
-    as_arrays,
     estimate_energy,
     layer_inputs,
 )
 from tfcomp.pruning.masks import Mask, keep_mask, pruned_count
+from tfcomp.pruning.samples import all_inputs
 from tfcomp.pruning.schedules import check_sparsity
 from tfcomp.pruning.sparsity import KernelSparsity, find_kernels, measure, total_sparsity
 
@@ -140,9 +140,9 @@ def prune_by_energy(
         model: A built functional or Sequential model, trained.
         sparsity: Fraction of each kernel to be zero, in [0, 1). Zeros that it has already count
             and stay.
-        data: Inputs as the model takes them, or a batched `tf.data.Dataset` of inputs or
-            (inputs, labels), whose labels are not used. Some hundred samples for convolutions; for
-            a dense layer on features, several times as many as it has inputs.
+        data: Inputs as the model takes them, a tuple (inputs, labels) of which labels are not
+            used, or a batched `tf.data.Dataset` of either. Some hundred samples for convolutions;
+            for a dense layer on features, several times as many as it has inputs.
         restored: Share of what stays that is chosen by the outputs, not by |w|, in [0, 1].
             Default 0.2.
         rounds: In how many rounds weights come back. Default 4.
@@ -173,9 +173,10 @@ def prune_by_energy(
             raise TfcompError(
                 f"`{name}` must be a whole number of at least 1. Received: {value!r}."
             )
-    arrays = as_arrays(data)
-    pruned = rebuild(trace(model))
-    graph, whole = trace(pruned), trace(model)
+    whole = trace(model)
+    arrays = all_inputs(data, whole, "prune_by_energy")
+    pruned = rebuild(whole)
+    graph = trace(pruned)
     kernels, skipped = find_kernels(pruned, skip=skip)
     owners = {id(op.kernel): name for name, op in graph.ops.items() if _fits(op)}
     for kernel in kernels:
@@ -183,7 +184,8 @@ def prune_by_energy(
             skipped[kernel.name] = "of a layer other than a convolution or dense, channels last"
     taken = tuple(kernel for kernel in kernels if id(kernel.variable) in owners)
     if not taken:
-        raise TfcompError(f"There is no kernel to prune in the model {model.name!r}.")
+        reasons = "; ".join(f"{name} is {reason}" for name, reason in skipped.items())
+        raise TfcompError(f"There is no kernel to prune in {model.name!r}: {reasons}.")
     before = estimate_energy(model, arrays, costs=costs)
     totals = {layer.name: layer.total for layer in before.layers}
     names = [owners[id(kernel.variable)] for kernel in taken]

@@ -21,6 +21,7 @@ from tfcomp.graph import rebuild, trace
 from tfcomp.pruning.hold import Hold
 from tfcomp.pruning.masks import Mask, keep_masks, pruned_count
 from tfcomp.pruning.schedules import check_sparsity
+from tfcomp.pruning.scores import finite_score
 from tfcomp.pruning.sparsity import find_kernels, initializers
 
 # Trains a model in place, with the callbacks that it is given.
@@ -301,7 +302,8 @@ class _Search:
                 f"`rewind_to` is step {self.rewind_to}, but training saw {rewinding.done} batches "
                 "end (with steps_per_execution, only some do), or `train` left its callbacks out."
             )
-        return float(self.evaluate(model)), model.get_weights(), rewinding.weights or begin
+        score = finite_score("evaluate", self.evaluate, model)
+        return score, model.get_weights(), rewinding.weights or begin
 
     def _check_zeros(self, model: keras.Model, masks: dict[str, Mask]) -> None:
         for path, value in zip(_paths(model), model.get_weights(), strict=True):

@@ -18,6 +18,7 @@ from tfcomp.graph import Dependencies, dependencies, remove_units
 from tfcomp.pruning.criteria import Criterion, L1Norm
 from tfcomp.pruning.masks import keep_mask, pruned_count
 from tfcomp.pruning.schedules import check_sparsity
+from tfcomp.pruning.scores import finite_score
 from tfcomp.pruning.shrink import importances, select
 from tfcomp.pruning.sparsity import find_kernels
 from tfcomp.pruning.weight_criteria import Magnitude, WeightCriterion
@@ -217,7 +218,7 @@ def sensitivity(
         raise TfcompError(
             f"`criterion` must be a {wanted.__name__} for unit={unit!r}. Received: {criterion!r}."
         )
-    baseline = _score(evaluate, model)
+    baseline = finite_score("evaluate", evaluate, model)
     if isinstance(judge, WeightCriterion):
         rows = _by_weights(model, evaluate, fractions, judge, skip)
     else:
@@ -250,7 +251,7 @@ def _by_weights(
             for fraction in fractions:
                 keep = keep_mask(values, pruned_count(kernel.size, fraction))
                 kernel.variable.assign(np.where(keep, before, before.dtype.type(0)))
-                row.append(_score(evaluate, model))
+                row.append(finite_score("evaluate", evaluate, model))
         finally:
             kernel.variable.assign(before)
         yield kernel.name, kernel.size, tuple(row)
@@ -277,17 +278,4 @@ def _by_channels(
 
 
 def _without(found: Dependencies, units: list[int], evaluate: Evaluate) -> float:
-    return _score(evaluate, remove_units(found, units))
-
-
-def _score(evaluate: Evaluate, model: keras.Model) -> float:
-    received = evaluate(model)
-    try:
-        score = float(received)
-    except (TypeError, ValueError):
-        score = float("nan")
-    if not np.isfinite(score):
-        raise TfcompError(
-            f"`evaluate` must return a finite number for a model. Received: {received!r}."
-        )
-    return score
+    return finite_score("evaluate", evaluate, remove_units(found, units))

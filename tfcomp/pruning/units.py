@@ -52,6 +52,10 @@ class Unit(abc.ABC):
                 f"{kernel.name!r} does not have. Leave depthwise kernels out."
             )
 
+    def why_idle(self, kernel: Kernel) -> str | None:
+        """Why nothing can ever be removed from the kernel, if that is so."""
+        return None
+
     def check_sparsity(self, sparsity: float) -> None:
         """Raises where the unit cannot have this sparsity in the end; 0 leaves all as it is."""
         only = self.only_sparsity
@@ -205,6 +209,12 @@ class NM(Unit):
         if self.n >= self.m:
             raise TfcompError(f"NM expects 1 <= n < m, as in NM(2, 4). Received: n={n}, m={m}.")
         self.only_sparsity: float = 1 - self.n / self.m
+
+    def why_idle(self, kernel: Kernel) -> str | None:
+        inputs = _matrix_shape(kernel)[1]
+        if kernel.input_axis is None or inputs > self.n:
+            return None
+        return f"of {inputs} inputs, of which {self!r} lets {self.n} stay"
 
     def split(self, kernel: Kernel, values: Array, fill: Any) -> Array:
         lines = np.swapaxes(_matrices(kernel, values), 1, 2)

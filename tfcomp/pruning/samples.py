@@ -1,0 +1,105 @@
+"""Data as criteria and estimates take it: arrays or data sets, with labels or without."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from tfcomp.errors import TfcompError
+from tfcomp.graph import Graph
+
+
+def batches_of(data: Any, batch_size: int, user: str) -> Iterator[Any]:
+    """Batches of whatever `data` holds: inputs, or tuples of inputs and labels.
+
+    Args:
+        data: A batched `tf.data.Dataset`, or a structure of arrays of one length.
+        batch_size: Size of a batch where `data` is not a data set.
+        user: Who asks for the data, for messages.
+
+    Yields:
+        What the data set holds, or a structure of slices.
+
+    Raises:
+        TfcompError: If `data` is neither.
+    """
+    if isinstance(data, tf.data.Dataset):
+        yield from data
+        return
+    arrays = keras.tree.map_structure(_as_array, data)
+    lengths = {len(leaf) if leaf.ndim else 0 for leaf in keras.tree.flatten(arrays)}
+    if len(lengths) != 1 or lengths == {0}:
+        raise TfcompError(
+            f"`data` must be arrays of one length, at least 1, or a batched tf.data.Dataset, for "
+            f"{user}. Received: lengths {sorted(lengths)}."
+        )
+    for start in range(0, lengths.pop(), batch_size):
+        part = slice(start, start + batch_size)
+        yield keras.tree.map_structure(lambda leaf, part=part: leaf[part], arrays)
+
+
+def all_inputs(data: Any, graph: Graph, user: str) -> Any:
+    """The inputs of all samples, as arrays in the structure that the model takes.
+
+    Args:
+        data: As in `batches_of`; labels are left out.
+        graph: The calls of the model.
+        user: Who asks for the data, for messages.
+
+    Returns:
+        One array for each input.
+
+    Raises:
+        TfcompError: If there are no samples, or the model does not take inputs of their shape.
+    """
+    found = [
+        keras.utils.unpack_x_y_sample_weight(item)[0]
+        for item in batches_of(data, sys.maxsize, user)
+    ]
+    if not found:
+        raise TfcompError(f"`data` must hold samples, for {user}. Received: no batch.")
+    check_shapes(graph, found[0], user)
+    return keras.tree.map_structure(
+        lambda *parts: np.concatenate([np.asarray(part) for part in parts]), *found
+    )
+
+
+def check_shapes(graph: Graph, x: Any, user: str) -> None:
+    """Raises if a model does not take a batch of inputs, as far as their shapes tell."""
+    expected = [len(tensor.shape) for tensor in graph.input_tensors]
+    received = [len(leaf.shape) for leaf in keras.tree.flatten(x)]
+    if sorted(expected) != sorted(received):
+        raise TfcompError(
+            f"{user} expects batches of inputs with {_listed(expected)} axes, "
+            f"the batch included. Received: {_listed(received)}. A dataset must be batched; "
+            "labels go with inputs as a tuple."
+        )
+    if len(expected) > 1:
+        # Which array goes to which input is for the model to say.
+        return
+    sizes = tuple(graph.input_tensors[0].shape)[1:]
+    got = tuple(keras.tree.flatten(x)[0].shape)[1:]
+    if any(None not in pair and pair[0] != pair[1] for pair in zip(sizes, got, strict=True)):
+        raise TfcompError(
+            f"{user} expects inputs of shape {sizes}, without the batch. Received: {got}."
+        )
+
+
+def _listed(ranks: list[int]) -> str:
+    return " and ".join(map(str, ranks)) or "no"
+
+
+def _as_array(value: Any) -> npt.NDArray[Any]:
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TfcompError(f"`data` must hold arrays. Received: {type(value).__name__}.") from error
+    if array.dtype == object:
+        raise TfcompError(f"`data` must hold arrays. Received: {type(value).__name__}.")
+    return array
