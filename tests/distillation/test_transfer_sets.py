@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -318,7 +319,8 @@ def test_batches_hold_both_kinds(kind: str) -> None:
     for number, (inputs, labels, *weights) in enumerate(elements):
         start = [0, 2, 4][number]
         ours, count = few[start : start + 2], len(y[start : start + 2])
-        np.testing.assert_array_equal(inputs.labelled, [True] * count + [False] * 4)
+        np.testing.assert_array_equal(inputs.labelled, [1] * count + [0] * 4)
+        assert inputs.labelled.dtype == np.uint8
         np.testing.assert_array_equal(inputs.inputs[:count], ours)
         np.testing.assert_array_equal(inputs.inputs[count:], many[4 * number : 4 * number + 4])
         np.testing.assert_array_equal(labels, [*y[start : start + 2], 0, 0, 0, 0])
@@ -359,7 +361,9 @@ def test_labels_of_unlabelled_samples_do_not_count(make_net: Make) -> None:
         return {name: values[0] for name, values in logs.items()}, student.get_weights()
 
     def spoil(inputs: Any, labels: Any) -> Any:
-        return inputs, tf.where(inputs.labelled, labels, 2)
+        # Marks of one's own may be bool.
+        marks = inputs.labelled == 1
+        return inputs._replace(labelled=marks), tf.where(marks, labels, 2)
 
     def unmark(inputs: Any, labels: Any) -> Any:
         return inputs._replace(labelled=()), labels
@@ -379,6 +383,57 @@ def test_labels_of_unlabelled_samples_do_not_count(make_net: Make) -> None:
     log_p = special.log_softmax(np.asarray(student(few)), axis=-1)
     assert plain["student_loss"] == pytest.approx(-log_p[np.arange(5), y].sum() / 17, rel=1e-4)
     assert plain["accuracy"] == pytest.approx(np.mean(log_p.argmax(-1) == y))
+
+
+MIRRORED = """
+    import keras, numpy as np, tensorflow as tf
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+    from tfcomp.distillation import DecoupledKD, Distiller, KnowledgeDistillation, mix_unlabelled
+
+    rng = np.random.default_rng(0)
+    x, y = rng.random((16, 4)).astype("float32"), rng.integers(0, 3, 16)
+    slices = tf.data.Dataset.from_tensor_slices
+    # Of the four samples of a replica's share either all have labels, or none.
+    mixed = mix_unlabelled(slices((x, y)).batch(4), slices(x[::-1]).batch(4))
+
+    def net(width):
+        layers = [keras.layers.Dense(width, "tanh"), keras.layers.Dense(3)]
+        return keras.Sequential([keras.Input((4,)), *layers])
+
+    def train(strategy, metrics):
+        keras.utils.set_random_seed(1)
+        with strategy.scope():
+            student, losses = net(4), [KnowledgeDistillation(), DecoupledKD()]
+            distiller = Distiller(net(6), student, losses)
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            distiller.compile(keras.optimizers.SGD(0.5), loss=loss, metrics=metrics)
+        logs = distiller.fit(mixed, verbose=0, shuffle=False).history
+        return student.get_weights(), logs
+
+    mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    for metrics in ([], ["accuracy"]):
+        one, two = train(tf.distribute.get_strategy(), metrics), train(mirrored, metrics)
+        for a, b in zip(one[0], two[0]):
+            assert np.abs(a - b).max() < 1e-5, (metrics, np.abs(a - b).max())
+        assert set(one[1]) == set(two[1]) and ("accuracy" in two[1]) == bool(metrics)
+        for name, value in one[1].items():
+            assert np.allclose(value, two[1][name], rtol=1e-4), (name, value, two[1][name])
+        print("equal:", metrics)
+"""
+
+
+@pytest.mark.long
+def test_mixed_batches_are_shared_out_to_replicas() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(MIRRORED)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("equal:") == 2
 
 
 def test_cached_teachers_are_mixed(make_net: Make) -> None:

@@ -344,9 +344,8 @@ class Distiller(keras.Model):
             return keras.tree.map_structure(keras.ops.stop_gradient, teacher_gradient(values))
 
         index = None if is_absent(known.index) else known.index
-        labelled = None if is_absent(known.labelled) else known.labelled
         ask = (ask_teacher, ask_student, detached_gradient, gradient)
-        step = Step(inputs, labels, index, *ask, labelled=labelled)
+        step = Step(inputs, labels, index, *ask, labelled=_labelled(known))
         return setup.student(inputs, training=True), step
 
     def step_losses(
@@ -377,7 +376,7 @@ class Distiller(keras.Model):
         if setup.unlabelled:
             supervised, loss = extra, distilled + extra
         else:
-            weights = _labelled_weight(known.labelled, sample_weight)
+            weights = _labelled_weight(_labelled(known), sample_weight)
             # What Keras computes here includes `extra`, hence it is added to both sides.
             supervised = self.compute_loss(step.inputs, y, student.outputs, weights, training=True)
             share = setup.share.variable.value
@@ -401,10 +400,10 @@ class Distiller(keras.Model):
         self, known: DistillationInputs, y: Any, outputs: Any, sample_weight: Any
     ) -> dict[str, Any]:
         """The metrics, to which samples without a label are unknown."""
-        inputs = known.inputs
-        if not is_absent(known.labelled) and y is not None:
+        inputs, labelled = known.inputs, _labelled(known)
+        if labelled is not None and y is not None:
             y, outputs, sample_weight = keras.tree.map_structure(
-                lambda part: None if part is None else tf.boolean_mask(part, known.labelled),
+                lambda part: None if part is None else tf.boolean_mask(part, labelled),
                 (y, outputs, sample_weight),
             )
         return self.compute_metrics(inputs, y, outputs, sample_weight=sample_weight)
@@ -471,9 +470,14 @@ def _replicas() -> int:
     return replicas
 
 
+def _labelled(known: DistillationInputs) -> Any:
+    """Whether each sample has a label, bool; None where all have one."""
+    return None if is_absent(known.labelled) else keras.ops.cast(known.labelled, "bool")
+
+
 def _labelled_weight(labelled: Any, sample_weight: Any) -> Any:
     """Weights for the student's loss: none where there is no label."""
-    if is_absent(labelled):
+    if labelled is None:
         return sample_weight
     labelled = keras.ops.cast(labelled, keras.config.floatx())
     if sample_weight is None:

@@ -24,8 +24,8 @@ class DistillationInputs(NamedTuple):
         teacher_outputs: What the teacher says of them.
         teacher_layers: Outputs of the teacher's layers, by name.
         index: Each sample's position in its dataset, int64.
-        labelled: Whether each sample's label counts; where it does not, the student's own loss
-            and the metrics leave the sample out.
+        labelled: Whether each sample's label counts, 1 or 0, uint8; where it does not, the
+            student's own loss and the metrics leave the sample out.
     """
 
     inputs: Any

@@ -108,8 +108,8 @@ def mix_unlabelled(labelled: tf.data.Dataset, unlabelled: tf.data.Dataset) -> tf
     """Puts unlabelled samples into the batches of a labelled dataset, marked as such.
 
     Each batch is one of `labelled` followed by one of `unlabelled`; how many of each is what
-    they were batched with. x becomes `DistillationInputs` whose `labelled` is True or False per
-    sample, and the labels of the unlabelled ones are filled with zeros. A `Distiller` then leaves
+    they were batched with. x becomes `DistillationInputs` whose `labelled` is 1 or 0 per sample,
+    uint8, and the labels of the unlabelled ones are filled with zeros. A `Distiller` then leaves
     these out of the student's own loss and of the metrics; in the distillation losses all count.
     Both sums are divided by the size of the whole batch, as sample weights of zero are.
 
@@ -134,7 +134,7 @@ def mix_unlabelled(labelled: tf.data.Dataset, unlabelled: tf.data.Dataset) -> tf
         >>> mixed = mix_unlabelled(few, many)
         >>> inputs, labels = next(iter(mixed))
         >>> inputs.inputs.shape, inputs.labelled.numpy(), labels.numpy(), len(mixed)
-        (TensorShape([5, 3]), array([ True,  True, False, False, False]), array([1, 2, 0, 0, 0]), 4)
+        (TensorShape([5, 3]), array([1, 1, 0, 0, 0], dtype=uint8), array([1, 2, 0, 0, 0]), 4)
 
     Reference:
         Buciluă, Caruana, Niculescu-Mizil (2006), Model Compression, KDD; Lopez-Paz, Bottou,
@@ -220,7 +220,8 @@ def _joined(labelled: Any, unlabelled: Any) -> Any:
         return fill
 
     inputs = tf.nest.map_structure(lambda a, b: tf.concat([a, b], 0), ours, theirs)
-    marks = tf.concat([tf.ones([known], tf.bool), tf.zeros([unknown], tf.bool)], 0)
+    # MirroredStrategy adds up the replicas' parts of a batch, which it cannot with bool.
+    marks = tf.concat([tf.ones([known], tf.uint8), tf.zeros([unknown], tf.uint8)], 0)
     _, labels, *weights = labelled
     return (
         inputs._replace(labelled=marks),
