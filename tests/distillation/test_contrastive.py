@@ -370,8 +370,17 @@ def test_data_without_indices_and_too_many_samples_are_refused(
         distilling(make_net, data).fit(*data, verbose=0)
     assert "\n" not in str(caught.value)
     twice = tuple(np.concatenate([part, part]) for part in data)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="expected 0 to 15"):
-        distilling(make_net, data).fit(indexed(twice), verbose=0)
+    for eager in (False, True):
+        distiller = distilling(make_net, data)
+        distiller.run_eagerly = eager
+        with pytest.raises(TfcompError, match="expected 0 to 15") as caught:
+            distiller.fit(indexed(twice), verbose=0)
+        assert str(caught.value).endswith("given to with_indices.")
+        assert "\n" not in str(caught.value)
+    # What else TensorFlow refuses it says itself.
+    wrong = data[0], np.full(16, 9)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="label"):
+        distilling(make_net, data).fit(indexed(wrong), verbose=0)
 
 
 def test_sample_weights_count_and_half_precision_trains(
@@ -522,6 +531,33 @@ SCRIPT = """
         copies = [c.numpy() for c in mirrored.experimental_local_results(weight.value)]
         assert all(np.array_equal(copies[0], copy) for copy in copies), weight.path
 
+    # One device that draws for each half of a batch what a replica draws for it learns the same.
+    def for_both_halves(memory, index):
+        half, seed = tf.shape(index)[0] // 2, tf.convert_to_tensor(memory.random)
+        seeds = [tf.random.experimental.stateless_fold_in(seed, replica) for replica in (0, 1)]
+        memory.random.assign_add([0, 1])
+        shape = half, memory.negatives
+        draws = [
+            tf.random.stateless_uniform(shape, one, maxval=2**31 - 1, dtype="int32")
+            for one in seeds
+        ]
+        return tf.concat(draws, 0) % memory.samples
+
+    def gap(one):
+        return max(np.abs(a.numpy() - b.numpy()).max() for a, b in zip(one.weights, two.weights))
+
+    assert gap(train(tf.distribute.get_strategy(), 0.5, 0.1)[0]) > 1e-4
+    kind, own = type(two), type(two)._draw
+    kind._draw = for_both_halves
+    assert gap(train(tf.distribute.get_strategy(), 0.5, 0.1)[0]) < 1e-5
+    kind._draw = own
+
+    # Negatives are a replica's own, but what is drawn next is the same on all.
+    index = tf.constant([3, 4, 5])
+    drawn = mirrored.run(tf.function(lambda: two._draw(index)))
+    first, second = (d.numpy() for d in mirrored.experimental_local_results(drawn))
+    assert (first != second).mean() > 0.5, (first, second)
+
     # Relations are those within a replica's share of the batch.
     with mirrored.scope():
         teacher, student = net(8), net(4)
@@ -542,7 +578,7 @@ SCRIPT = """
 
 
 @pytest.mark.long
-def test_banks_hold_the_samples_of_all_replicas() -> None:
+def test_replicas_draw_apart_and_share_their_banks() -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SCRIPT)], capture_output=True, text=True, check=False
     )

@@ -19,6 +19,7 @@ from tfcomp.distillation.inputs import (
     unpack,
     watched,
 )
+from tfcomp.distillation.losses.contrastive import told_of_index
 from tfcomp.distillation.losses.per_sample import shapes
 from tfcomp.distillation.losses.step import Step
 from tfcomp.distillation.precision import policy_of
@@ -210,6 +211,25 @@ class Distiller(keras.Model):
                 "student_loss_weight=0.0 to the Distiller."
             )
         super().compile(*args, jit_compile=jit_compile, **kwargs)
+
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """As `keras.Model.fit`.
+
+        Args:
+            *args: As in Keras.
+            **kwargs: As in Keras.
+
+        Raises:
+            TfcompError: If the data does not fit the losses.
+        """
+        try:
+            return super().fit(*args, **kwargs)
+        except tf.errors.InvalidArgumentError as error:
+            # Known while a compiled step runs, which can but stop with many lines.
+            line = told_of_index(error)
+            if line is None:
+                raise
+            raise TfcompError(line) from None
 
     def make_train_function(self, force: bool = False) -> Any:
         """As in Keras. `fit` calls it first: stages of an earlier, interrupted one are over."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 from tfcomp.distillation.losses.arguments import choice
 from tfcomp.distillation.losses.feature_loss import EmbeddingLoss
+from tfcomp.distillation.losses.randomness import of_replica
 from tfcomp.distillation.losses.relation import Variant, flat_size, rows, unit
 from tfcomp.errors import TfcompError
 
@@ -23,6 +25,7 @@ _MAX_SAMPLES = 2**21
 # All products with a bank are one matrix product. Above this many times more than are wanted, the
 # wanted ones alone are cheaper, although their rows must be gathered first.
 _SPARSE = 64
+_OUTSIDE = re.compile(r"An index is outside of the memory bank: .*? given to with_indices\.")
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")
@@ -46,8 +49,10 @@ class ContrastiveRepresentationDistillation(EmbeddingLoss):
 
     Heads, banks, Z and the state of the random numbers are saved with the `Distiller`, so that a
     training that was interrupted goes on to the same weights. There is one value per sample, so
-    that sample weights count. Under several replicas all banks get the vectors of all replicas.
-    Of a sample that stands twice in a batch one vector is kept.
+    that sample weights count. Under several replicas each draws negatives of its own for its
+    share of the batch, and all banks get the vectors of all replicas; the noise being another,
+    two replicas do not make the update that one makes. Of a sample that stands twice in a batch
+    one vector is kept.
 
     Args:
         samples: N, the number of samples in the training set, at most 2²¹. Their indices must
@@ -65,7 +70,8 @@ class ContrastiveRepresentationDistillation(EmbeddingLoss):
         name: Name of its metric.
 
     Raises:
-        TfcompError: If an argument is out of range; in training, if there is no index.
+        TfcompError: If an argument is out of range; in training, if there is no index, or one
+            of N or more.
 
     Example:
         >>> import keras, numpy as np, tensorflow as tf
@@ -258,7 +264,7 @@ class _Memory(keras.layers.Layer):
         """Indices of the negatives, (batch, K)."""
         draws = tf.random.stateless_uniform(
             (keras.ops.shape(index)[0], self.negatives),
-            seed=keras.ops.convert_to_tensor(self.random),
+            seed=of_replica(keras.ops.convert_to_tensor(self.random)),
             maxval=_RANDOM_RANGE,
             dtype="int32",
         )
@@ -323,6 +329,12 @@ class _Others:
         place = draws % (len(self.order) - count)
         place = ops.where(place < start, place, place + count)
         return ops.take(ops.convert_to_tensor(self.order), place, axis=0)
+
+
+def told_of_index(error: Exception) -> str | None:
+    """The line that `_Memory` has put among TensorFlow's about an index, if it is that error."""
+    found = _OUTSIDE.search(str(error))
+    return found and found.group()
 
 
 def _noise_contrast(log_odds: Any) -> Any:

@@ -56,3 +56,12 @@ class RandomLayer(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "seed": self.seed}
+
+
+def of_replica(seed: Any) -> Any:
+    """A seed of shape (2,) made another on each of several replicas; one alone keeps it."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return seed
+    replica = tf.cast(context.replica_id_in_sync_group, "int32")
+    return tf.random.experimental.stateless_fold_in(seed, replica)
