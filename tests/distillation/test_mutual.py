@@ -52,7 +52,13 @@ def copies(models: list[keras.Model]) -> list[keras.Model]:
 
 
 def by_hand(
-    peers: list[keras.Model], x: Any, y: Any, rate: float, updates: str, weight: Any = 1.0
+    peers: list[keras.Model],
+    x: Any,
+    y: Any,
+    updates: str,
+    weight: Any = 1.0,
+    variant: str = "paper",
+    rate: float = 2.0,
 ) -> None:
     """One step of gradient descent from the paper's formula, without the code under test."""
     said = [tf.nn.softmax(peer(x, training=False)) for peer in peers]
@@ -63,7 +69,7 @@ def by_hand(
             for number, p in enumerate(said):
                 if number != k:
                     kl = tf.reduce_sum(p * tf.math.log(p / q), axis=1)
-                    loss += kl / (len(peers) - 1)
+                    loss += kl / (len(peers) - 1) if variant == "paper" else kl
             loss = tf.reduce_mean(weight * loss)
         gradients = tape.gradient(loss, peer.trainable_variables)
         for variable, gradient in zip(peer.trainable_variables, gradients, strict=True):
@@ -72,26 +78,41 @@ def by_hand(
             said[k] = tf.nn.softmax(peer(x, training=False))
 
 
-@pytest.mark.parametrize("updates", ["in_turn", "together"])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "updates, weighted, variant",
+    [
+        ("in_turn", False, "paper"),
+        ("in_turn", True, "paper"),
+        ("together", False, "paper"),
+        ("together", True, "paper"),
+        ("in_turn", True, "code"),
+        ("together", False, "code"),
+    ],
+)
 def test_each_update_is_that_of_the_formula(
-    make_net: Make, data: Data, updates: Any, weighted: bool
+    make_net: Make, data: Data, updates: Any, weighted: bool, variant: Any
 ) -> None:
     (x, y) = data
     peers = [make_net(width, batch_norm=False) for width in (4, 8, 5)]
-    expected, other = copies(peers), copies(peers)
+    p = [softmax(np.asarray(peer(x))) for peer in peers]
+    expected, other, averaged = copies(peers), copies(peers), copies(peers)
     weight = np.random.default_rng(0).random(16).astype("float32") if weighted else None
     # A large step, so that speaking again after the update makes a difference.
     scale = 1.0 if weight is None else weight
-    by_hand(expected, x, y, 2.0, updates, scale)
-    by_hand(other, x, y, 2.0, "together" if updates == "in_turn" else "in_turn", scale)
-    mutual = MutualLearning(peers, updates=updates)
+    by_hand(expected, x, y, updates, scale, variant)
+    by_hand(other, x, y, "together" if updates == "in_turn" else "in_turn", scale, variant)
+    by_hand(averaged, x, y, updates, scale)
+    mutual = MutualLearning(peers, updates=updates, variant=variant)
     mutual.compile(keras.optimizers.SGD(2.0), loss=CE)
-    mutual.fit(x, y, sample_weight=weight, batch_size=16, shuffle=False, verbose=0)
+    logs = mutual.fit(x, y, sample_weight=weight, batch_size=16, shuffle=False, verbose=0).history
     for ours, theirs in zip(weights_of(peers), weights_of(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-6)
-    gaps = zip(weights_of(other), weights_of(peers), strict=True)
-    assert max(np.abs(a - b).max() for a, b in gaps) > 1e-3
+    for unlike in [other, averaged] if variant == "code" else [other]:
+        gaps = zip(weights_of(unlike), weights_of(peers), strict=True)
+        assert max(np.abs(a - b).max() for a, b in gaps) > 1e-3
+    divergence = (scale * (numpy_kl(p[1], p[0]) + numpy_kl(p[2], p[0]))).mean()
+    share = 0.5 if variant == "paper" else 1.0
+    assert logs["peer_1_mimicry"] == pytest.approx([share * divergence], rel=1e-4)
 
 
 def test_logs_are_the_formula_and_by_peer(make_net: Make, data: Data) -> None:
@@ -211,7 +232,7 @@ def test_saved_in_the_middle_it_goes_on_to_the_same_weights(tmp_path: pathlib.Pa
 
     def start() -> MutualLearning:
         keras.utils.set_random_seed(4)
-        mutual = MutualLearning([net(4, 0.0), net(6, 0.0), net(5, 0.0)])
+        mutual = MutualLearning([net(4, 0.0), net(6, 0.0), net(5, 0.0)], variant="code")
         mutual.compile(
             keras.optimizers.Adam(0.05),
             loss=CE,
@@ -226,6 +247,7 @@ def test_saved_in_the_middle_it_goes_on_to_the_same_weights(tmp_path: pathlib.Pa
     part.fit(x, y, epochs=1, **fit)
     part.save(tmp_path / "mutual.keras")
     loaded = keras.saving.load_model(tmp_path / "mutual.keras")
+    assert loaded.variant == "code"
     logs = loaded.fit(x, y, epochs=1, **fit).history
     for a, b in zip(weights_of(whole.peers), weights_of(loaded.peers), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -371,6 +393,7 @@ def test_mistakes_are_told_in_one_line(make_net: Make, data: Data) -> None:
         (lambda: MutualLearning([net, make_net(activation="sigmoid")]), "sigmoid"),
         (lambda: MutualLearning([net, keras.Model(two, heads)]), "one output"),
         (lambda: MutualLearning([net, make_net()], updates="both"), "`updates`"),
+        (lambda: MutualLearning([net, make_net()], variant="sum"), "`variant` must be 'code'"),
         (lambda: MutualLearning([net, frozen]).compile("sgd", CE), "cannot learn"),
         (lambda: MutualLearning([net, make_net()]).compile("sgd"), "task's loss"),
         (lambda: MutualLearning([net, make_net()]).compile("sgd", {"a": CE}), "task's loss"),

@@ -98,7 +98,12 @@ def decoupled_oracle(
 
 
 def dist_oracle(
-    teacher: np.ndarray, student: np.ndarray, beta: float, gamma: float, temperature: float
+    teacher: np.ndarray,
+    student: np.ndarray,
+    beta: float,
+    gamma: float,
+    temperature: float,
+    variant: str = "code",
 ) -> float:
     classes = teacher.shape[-1]
     p, q = (
@@ -108,7 +113,7 @@ def dist_oracle(
     inter = np.mean([1 - scipy.stats.pearsonr(a, b).statistic for a, b in zip(p, q, strict=True)])
     columns = zip(p.T, q.T, strict=True)
     intra = np.mean([1 - scipy.stats.pearsonr(a, b).statistic for a, b in columns])
-    return temperature**2 * (beta * inter + gamma * intra)
+    return (temperature**2 if variant == "code" else 1.0) * (beta * inter + gamma * intra)
 
 
 def check_gradient(
@@ -281,11 +286,14 @@ def test_labels_that_do_not_fit_are_refused(labels: Any, words: str) -> None:
     temperature=TEMPERATURES,
     beta=st.sampled_from([0.0, 1.0, 2.0]),
     gamma=st.sampled_from([0.0, 1.0, 2.0]),
+    variant=st.sampled_from(["code", "paper"]),
 )
 def test_dist_is_the_papers(
-    shape: tuple[int, ...], seed: int, temperature: float, beta: float, gamma: float
+    shape: tuple[int, ...], seed: int, temperature: float, beta: float, gamma: float, variant: Any
 ) -> None:
-    loss, arguments = DIST(beta, gamma, temperature), (beta, gamma, temperature)
+    arguments = (beta, gamma, temperature, variant)
+    loss = DIST(beta, gamma, temperature, variant=variant)
+    assert DIST(temperature=temperature).variant == "code"
     # Rows of a much sharper softmax are constants to floats, and to SciPy.
     for bound in (6.0, 2.0):
         teacher, student = draw(shape, seed, bound)
@@ -430,7 +438,7 @@ LOSSES = [
     LogitRegression(name="squares"),
     NoisyTeacher(0.2, 0.9, seed=5, student_from_logits=False),
     DecoupledKD(0.5, 2.0, 3.0, teacher_from_logits=True),
-    DIST(1.0, 0.5, 4.0),
+    DIST(1.0, 0.5, 4.0, variant="paper"),
 ]
 ALL = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
 
@@ -470,6 +478,7 @@ def test_temperature_is_assigned(loss: Any) -> None:
         (lambda: DecoupledKD(temperature=0), "above 0"),
         (lambda: DIST(gamma=True), "`gamma`"),
         (lambda: DIST(temperature=-1), "above 0"),
+        (lambda: DIST(variant="book"), "`variant` must be 'code' or 'paper'"),
         (lambda: NoisyTeacher(stddev=-0.1), "`stddev`"),
         (lambda: NoisyTeacher(probability=1.5), r"`probability` must be a number in \[0, 1\]"),
         (lambda: NoisyTeacher(seed=1.5), "`seed`"),

@@ -13,7 +13,9 @@ import tensorflow as tf
 from tfcomp.distillation.copies import copy_stateful
 from tfcomp.distillation.inputs import DistillationInputs
 from tfcomp.distillation.losses import KnowledgeDistillation
+from tfcomp.distillation.losses.arguments import choice
 from tfcomp.distillation.losses.ending import endings
+from tfcomp.distillation.losses.relation import Variant
 from tfcomp.distillation.precision import policy_of
 from tfcomp.errors import TfcompError
 from tfcomp.graph import is_graph_model
@@ -29,18 +31,22 @@ _ENSEMBLE = "ensemble"
 class MutualLearning(keras.Model):
     """K ≥ 2 classifiers that are trained together, each on the labels and on the others.
 
-    L_k = task(y, p_k) + 1/(K−1)·Σ_{l≠k} KL(p_l ‖ p_k) + regularisation of peer k
+    L_k = task(y, p_k) + c·Σ_{l≠k} KL(p_l ‖ p_k) + regularisation of peer k
 
     `task` is the loss given to `compile`, p_k are the class probabilities of peer k, and each
-    p_l is a constant in L_k. Peers may be of any mix of architectures with the same inputs and
-    classes, and end in logits or in softmax, each its own way. Axes between the first and the
-    last (pixels, time steps) are averaged. Sample and class weights apply to both terms.
+    p_l is a constant in L_k. By `variant`, c is
+
+    - `"paper"`: 1/(K−1), so that the other peers are averaged;
+    - `"code"`: 1, so that they are summed, as in the authors' release. For two it is the same.
+
+    Peers may be of any mix of architectures with the same inputs and classes, and end in logits
+    or in softmax, each its own way. Axes between the first and the last (pixels, time steps) are
+    averaged. Sample and class weights apply to both terms.
 
     As in the paper's Algorithm 1 the peers are updated one after the other within a step, each
     seeing what the peers before it say after their update: K−1 further forward passes, of which
     BatchNorm keeps no statistics. `updates="together"` spares these passes and lets each peer
-    see what the others said before the step. The authors' code sums where the paper averages
-    over peers, which is the same for two.
+    see what the others said before the step.
 
     Every peer is trained by an optimizer of its own, a copy of the one given to `compile`, so
     that clipping by global norm and loss scaling are a peer's own affair. All follow the
@@ -51,8 +57,8 @@ class MutualLearning(keras.Model):
     probabilities. Losses and metrics see all peers in that form. `peers` are the caller's
     models, trained, and plain.
 
-    Logs, for each k from 1: `peer_k_loss` (the task's, unweighted), `peer_k_mimicry` (the mean
-    divergence; in training only) and `peer_k_METRIC`; `ensemble_loss`, `ensemble_METRIC`; and
+    Logs, for each k from 1: `peer_k_loss` (the task's, unweighted), `peer_k_mimicry` (c·Σ of the
+    divergences; in training only) and `peer_k_METRIC`; `ensemble_loss`, `ensemble_METRIC`; and
     `loss`, the sum of all L_k (in evaluation without mimicry). `histories` has them by peer.
 
     Args:
@@ -60,6 +66,7 @@ class MutualLearning(keras.Model):
         updates: `"in_turn"` or `"together"`, see above.
         from_logits: Whether the peers' outputs are logits. None: read from the last layer of
             each; needed for subclassed models.
+        variant: `"paper"` or `"code"`, see above.
         name: Name of the model.
         **kwargs: Passed to `keras.Model`.
 
@@ -90,6 +97,7 @@ class MutualLearning(keras.Model):
         peers: Sequence[keras.Model],
         updates: Updates = "in_turn",
         from_logits: bool | None = None,
+        variant: Variant = "paper",
         name: str = "mutual_learning",
         **kwargs: Any,
     ) -> None:
@@ -98,6 +106,7 @@ class MutualLearning(keras.Model):
                 f"`updates` must be one of {', '.join(map(repr, get_args(Updates)))}. "
                 f"Received: {updates!r}."
             )
+        self.variant = choice("variant", variant, Variant)
         _check_peers(peers)
         # Precision is each peer's affair; the policy decides on loss scaling alone.
         kwargs.setdefault("dtype", policy_of(peers))
@@ -327,12 +336,14 @@ class MutualLearning(keras.Model):
         )
 
     def _divergence(self, k: int, logits: Any, known: list[Any], sample_weight: Any) -> Any:
-        """1/(K−1)·Σ_{l≠k} KL(p_l ‖ p_k), the weighted mean over the batch."""
+        """c·Σ_{l≠k} KL(p_l ‖ p_k), the weighted mean over the batch."""
         kl = self._setup.divergence
         others = [z for number, z in enumerate(known) if number != k]
         for other in others:
             kl.validate_outputs(other, logits)
-        values = sum(kl.per_sample(other, logits) for other in others) / len(others)
+        values = sum(kl.per_sample(other, logits) for other in others)
+        if self.variant == "paper":
+            values = values / len(others)
         if sample_weight is not None:
             values = values * _per_sample(sample_weight, values)
         return keras.ops.mean(values)
@@ -363,6 +374,7 @@ class MutualLearning(keras.Model):
             "peers": [keras.saving.serialize_keras_object(peer) for peer in self.peers],
             "updates": self.updates,
             "from_logits": self.from_logits,
+            "variant": self.variant,
         }
 
     @classmethod

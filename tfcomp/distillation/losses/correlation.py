@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 import keras
 
-from tfcomp.distillation.losses.arguments import weight
+from tfcomp.distillation.losses.arguments import choice, weight
 from tfcomp.distillation.losses.ending import epsilon
+from tfcomp.distillation.losses.relation import Variant
 from tfcomp.distillation.losses.response_loss import Pair, SoftenedLoss
 
 
@@ -15,11 +16,16 @@ from tfcomp.distillation.losses.response_loss import Pair, SoftenedLoss
 class DIST(SoftenedLoss):
     """Predictions need not agree, only correlate, over the classes and over the samples.
 
-    τ²·(β·inter + γ·intra), with p_t and p_s the softmax of z_t/τ and z_s/τ, matrices of samples
+    c·(β·inter + γ·intra), with p_t and p_s the softmax of z_t/τ and z_s/τ, matrices of samples
     by classes, and ρ Pearson's correlation:
 
     - inter = mean over samples i of 1 − ρ(p_t[i, :], p_s[i, :]), relations between classes
-    - intra = mean over classes c of 1 − ρ(p_t[:, c], p_s[:, c]), relations within a class
+    - intra = mean over classes j of 1 − ρ(p_t[:, j], p_s[:, j]), relations within a class
+
+    By `variant`, c is
+
+    - `"code"`: τ², so that gradients keep their size whatever τ is, as in the authors' release;
+    - `"paper"`: 1, as in its formulas. At τ = 1 it is the same.
 
     Vectors without variation have no ρ: 1 − ρ counts as 0 between two of them, and as 1, without
     a gradient, between one of them and another vector. So the loss is 0 where the student equals
@@ -39,6 +45,7 @@ class DIST(SoftenedLoss):
         teacher_from_logits: Whether the teacher's outputs are logits. None: read from the
             teacher's last layer when a `Distiller` is made, logits where there is no model.
         student_from_logits: The same for the student.
+        variant: `"code"` or `"paper"`, see above.
         name: Name of its metric; by default `dist`.
 
     Raises:
@@ -54,7 +61,7 @@ class DIST(SoftenedLoss):
 
     Reference:
         Huang, You, Wang, Qian, Xu (2022), Knowledge Distillation from A Stronger Teacher,
-        arXiv:2205.10536. The factor τ² is that of the released code.
+        arXiv:2205.10536.
     """
 
     batch_relational: ClassVar[bool] = True
@@ -66,11 +73,13 @@ class DIST(SoftenedLoss):
         temperature: float = 1.0,
         teacher_from_logits: bool | None = None,
         student_from_logits: bool | None = None,
+        variant: Variant = "code",
         name: str | None = None,
     ) -> None:
         super().__init__(temperature, teacher_from_logits, student_from_logits, name)
         self.beta = weight("beta", beta)
         self.gamma = weight("gamma", gamma)
+        self.variant = choice("variant", variant, Variant)
 
     def compute_loss(self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any) -> Any:
         """The scalar of the batch."""
@@ -85,11 +94,13 @@ class DIST(SoftenedLoss):
         )
         inter = ops.mean(_distance(teacher, student, axis=-1))
         intra = ops.mean(_distance(teacher, student, axis=0))
-        return self.scale(self.beta * inter + self.gamma * intra)
+        value = self.beta * inter + self.gamma * intra
+        return self.scale(value) if self.variant == "code" else value
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, with the temperature now in force."""
-        return {"beta": self.beta, "gamma": self.gamma, **super().get_config()}
+        own = {"beta": self.beta, "gamma": self.gamma, "variant": self.variant}
+        return {**own, **super().get_config()}
 
 
 def _distance(teacher: Any, student: Any, axis: int) -> Any:
