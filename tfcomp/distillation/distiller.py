@@ -47,8 +47,8 @@ class Distiller(keras.Model):
     alone. The teacher is not changed, its `trainable` flags included, and its weights are not
     among this model's; both models are saved with it.
 
-    Where teacher and student take images of different sizes, each gets the batch resized
-    bilinearly to its own size, in `evaluate` and `predict` as well.
+    Teacher and student may take images of different sizes: each gets a batch of another size
+    resized bilinearly to its own, in `evaluate` and `predict` as well.
 
     s and w may be assigned between and during trainings and take effect with the next step, see
     `tfcomp.callbacks.LossWeightSchedule`. For stages see `tfcomp.callbacks.DistillationStage`.

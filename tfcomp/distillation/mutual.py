@@ -52,6 +52,9 @@ class MutualLearning(keras.Model):
     that clipping by global norm and loss scaling are a peer's own affair. All follow the
     learning rate of `optimizer`, which callbacks may set.
 
+    Several replicas make the updates of one where batches divide by their number; a last batch
+    that does not counts by the replicas' means, as in Keras: batch with `drop_remainder=True`.
+
     Calling, `predict` and the metrics of the ensemble use the mean of the peers'
     probabilities, given as the first peer gives its own: as logits (log of the mean) or as
     probabilities. Losses and metrics see all peers in that form. `peers` are the caller's
