@@ -50,6 +50,9 @@ class Distiller(keras.Model):
     Teacher and student may take images of different sizes: each gets a batch of another size
     resized bilinearly to its own, in `evaluate` and `predict` as well.
 
+    Several replicas make the update of one where batches divide by their number; a last batch
+    that does not counts by the replicas' means, as in Keras: batch with `drop_remainder=True`.
+
     s and w may be assigned between and during trainings and take effect with the next step, see
     `tfcomp.callbacks.LossWeightSchedule`. For stages see `tfcomp.callbacks.DistillationStage`.
 
