@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import subprocess
+import sys
+import textwrap
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +18,16 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfcomp.distillation import DistillationInputs, Distiller, KnowledgeDistillation, cache_teacher
+from tfcomp.distillation import (
+    DistillationInputs,
+    Distiller,
+    KnowledgeDistillation,
+    augmented_views,
+    cache_teacher,
+    pseudo_labels,
+    teachers,
+)
+from tfcomp.distillation.own_code import own_code
 from tfcomp.errors import TfcompError
 
 Make = Callable[..., keras.Model]
@@ -199,7 +213,8 @@ def test_second_call_takes_the_file(
     loaded = keras.saving.load_model(tmp_path / "teacher.keras")
     check(cache_teacher(batches_of(data, 16), teacher, path), teacher, data)
     check(cache_teacher(batches_of(data), loaded, path), teacher, data)
-    assert (asked(teacher), asked(loaded)) == (4, 0)
+    # One batch each to see that the teacher is still the same.
+    assert (asked(teacher), asked(loaded)) == (5, 1)
     assert path.stat().st_mtime_ns == written
     assert [file.name for file in path.parent.iterdir()] == ["teacher.cache"]
 
@@ -296,6 +311,154 @@ def test_code_of_own_layers_counts(data: Data, tmp_path: pathlib.Path) -> None:
     np.testing.assert_allclose(outputs, data[0] * 3, rtol=1e-6)
 
 
+def module_of(source: str) -> types.ModuleType:
+    """A module as a script would be, whose source may be another in the next run."""
+    module = types.ModuleType("teachers")
+    module.__dict__["keras"] = keras
+    exec(textwrap.dedent(source), module.__dict__)
+    return module
+
+
+def scaling(
+    said: str = "h", helped: str = "h", given: str = "h", power: int = 1, inner: str = "h"
+) -> keras.Model:
+    """A teacher without weights; each argument is a place where its code may differ."""
+    module = module_of(f"""
+        def elsewhere(h): return {given}
+
+        class Inner(keras.layers.Layer):
+            def call(self, h): return {inner}
+
+        class Outer(keras.layers.Layer):
+            def __init__(self, **kwargs):
+                super().__init__(**kwargs)
+                self.power, self.parts = {power}, {{"one": [Inner(name="inner")]}}
+
+            def helper(self, h): return {helped}
+
+            def call(self, h):
+                h = elsewhere(self.helper(self.parts["one"][0](h))) ** self.power
+                return (lambda h: {said})(h)
+    """)
+    inputs = keras.Input((6, 6, 1), name="x")
+    return keras.Model(inputs, module.Outer(name="outer")(inputs), name="teacher")
+
+
+def activated(said: str, kind: str) -> keras.Model:
+    """A teacher with a registered function, as an activation or in a layer of Keras's own."""
+    function = module_of(f"def act(h): return {said}").act
+    with keras.saving.custom_object_scope({"act": function}):
+        inputs = keras.Input((6, 6, 1), name="x")
+        layers = {
+            "activation": keras.layers.Activation,
+            "lambda": keras.layers.Lambda,
+            "conv": lambda f, name: keras.layers.Conv2D(
+                1, 1, activation=f, kernel_initializer="ones", name=name
+            ),
+        }
+        return keras.Model(inputs, layers[kind](function, name="act")(inputs), name="teacher")
+
+
+TEACHERS: dict[str, Callable[[str], keras.Model]] = {
+    "helper method": lambda e: scaling(helped=e),
+    "module-level function": lambda e: scaling(given=e),
+    "lambda inside call": lambda e: scaling(said=e),
+    "attribute of __init__": lambda e: scaling(power=1 + (e != "h")),
+    "nested own layer": lambda e: scaling(inner=e),
+    "activation": lambda e: activated(e, "activation"),
+    "activation of a layer of Keras": lambda e: activated(e, "conv"),
+    "Lambda": lambda e: activated(e, "lambda"),
+}
+
+
+@pytest.mark.parametrize("by", ["digest", "probe"])
+@pytest.mark.parametrize("place", TEACHERS)
+def test_code_that_changed_anywhere_is_noticed(
+    data: Data, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, place: str, by: str
+) -> None:
+    old, same, new = (TEACHERS[place](e) for e in ("h", "h", "h * h"))
+    if by == "digest":
+        assert own_code(old) == own_code(same) != own_code(new)
+        return
+    monkeypatch.setattr(teachers, "own_code", lambda model: b"")
+    path = tmp_path / "teacher.cache"
+    first = cache_teacher(batches_of(data), old, path, layers=[1])
+    written = path.stat().st_mtime_ns
+    cache_teacher(batches_of(data), same, path, layers=[1])
+    assert path.stat().st_mtime_ns == written
+    second = cache_teacher(batches_of(data), new, path, layers=[1])
+    for cached, expected in ((first, data[0]), (second, data[0] ** 2)):
+        for part in ("teacher_outputs", "teacher_layers"):
+            values = [tf.nest.flatten(getattr(e[0], part))[0] for e in rows(cached)]
+            np.testing.assert_allclose(np.concatenate(values), expected, rtol=1e-6)
+
+
+def test_code_is_the_same_in_another_process_and_when_compiled() -> None:
+    source = """
+        import keras
+        FACTOR = 2.0
+        class Own(keras.layers.Layer):
+            def call(self, h): return h * FACTOR if self.name in {"a", "b", "c", "d"} else h
+        model = keras.Sequential([keras.Input((4,)), Own(name="a"), keras.layers.Dense(3)])
+    """
+    model = module_of(source).model
+    code = own_code(model)
+    assert own_code(module_of(source.replace("2.0", "3.0")).model) != code
+    script = f"{textwrap.dedent(source)}\nfrom tfcomp.distillation.own_code import own_code\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{script}print(own_code(model).hex())"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONHASHSEED": "77"},
+    )
+    assert bytes.fromhex(done.stdout.split()[-1]) == code
+    model.compile("sgd", loss=lambda y, z: keras.ops.mean(z - y))
+    model.fit(np.ones((2, 4)), np.ones((2, 3)), verbose=0)
+    assert own_code(model) == code
+    assert own_code(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "relu")])) == b""
+
+
+def test_views_are_probed_and_a_teacher_that_differs_as_hardware_does_is_the_same(
+    data: Data, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teachers, "own_code", lambda model: b"")
+
+    def jitter(x: Any, seed: Any) -> Any:
+        return x + tf.random.stateless_normal(tf.shape(x), seed)
+
+    path, slices = tmp_path / "t", tf.data.Dataset.from_tensor_slices(data)
+    views = augmented_views(slices, jitter, views=3).shuffle(48)
+    written = []
+    for factor in ("1.0", "1.0002", "1.01"):
+        cached = cache_teacher(views, scaling(said=f"h * {factor}"), path)
+        written.append(path.stat().st_mtime_ns)
+    assert written[0] == written[1] != written[2]
+    for inputs, _ in rows(cached):
+        np.testing.assert_allclose(inputs.teacher_outputs, inputs.inputs * 1.01, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [4, 6, 9])
+def test_images_of_another_size_are_resized_for_the_teacher_and_for_the_student(
+    make_net: Make, data: Data, size: int
+) -> None:
+    teacher = make_net()
+    x = np.random.default_rng(0).integers(0, 255, (16, size, size, 1)).astype("uint8")
+    cached = cache_teacher(batches_of((x, data[1])), teacher, layers=["pool"])
+    fitted = tf.image.resize(x, (6, 6), antialias=True)
+    said = np.concatenate([e[0].teacher_outputs for e in rows(cached)])
+    np.testing.assert_allclose(said, teacher(fitted), rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(np.concatenate([e[0].inputs for e in rows(cached)]), x)
+    labelled = pseudo_labels(batches_of((x, data[1])), teacher)
+    labels = np.concatenate([label for _, label in rows(labelled)])
+    np.testing.assert_allclose(labels, keras.ops.softmax(teacher(fitted)), rtol=1e-3, atol=1e-4)
+    distiller = Distiller(None, make_net(), KnowledgeDistillation(teacher_from_logits=True))
+    distiller.compile("sgd", loss=CE)
+    assert np.isfinite(distiller.fit(cached, validation_data=cached, verbose=0).history["loss"])
+    told = distiller.predict(x, verbose=0)
+    np.testing.assert_allclose(told, distiller.student(fitted), rtol=1e-4, atol=1e-4)
+
+
 def test_teacher_without_configuration_gets_no_file(data: Data, tmp_path: pathlib.Path) -> None:
     class Teacher(keras.Model):
         def __init__(self, scale: Any) -> None:
@@ -379,6 +542,7 @@ def test_bad_datasets_are_refused_in_one_line(
         (ragged, "dense tensors"),
         (words, "string"),
         (slices(np.zeros((4, 36))).batch(2), "4 axes"),
+        (slices(np.zeros((4, 6, 6, 3))).batch(2), "does not fit the teacher"),
         (cache_teacher(batches_of(data), teacher), "Cache once"),
     ]
     for dataset, words_of_message in cases:

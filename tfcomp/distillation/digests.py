@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcomp.distillation.teachers import own_code
+from tfcomp.distillation.own_code import own_code
 from tfcomp.errors import TfcompError
 
 _DIGEST_BYTES = 16
@@ -28,7 +28,7 @@ def digest(*parts: str | bytes | None) -> str:
 
 
 def architecture(model: keras.Model) -> str:
-    """Changes with a model's configuration, its own classes' code and the shapes of its weights.
+    """Changes with a model's configuration, its own code and the shapes of its weights.
 
     Of names only what Keras does not number counts: `dense_3` and `dense_7` are the same, so
     that a model is known again when a script or a notebook makes it once more.

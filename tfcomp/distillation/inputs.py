@@ -54,11 +54,16 @@ def image_size(model: Any) -> tuple[int, int] | None:
 
 def fit_size(inputs: Any, size: tuple[int, int] | None) -> Any:
     """Images resized bilinearly to `size`, smoothed where they shrink; others as they are."""
-    if size is None or tuple(inputs.shape[1:3]) == size:
+    if size is None:
         return inputs
-    return keras.ops.image.resize(
-        keras.ops.cast(inputs, "float32"), size, antialias=True, data_format="channels_last"
-    )
+
+    def resized(images: Any) -> Any:
+        if len(images.shape) != 4 or tuple(images.shape[1:3]) == size:
+            return images
+        images = keras.ops.cast(images, "float32")
+        return keras.ops.image.resize(images, size, antialias=True, data_format="channels_last")
+
+    return keras.tree.map_structure(resized, inputs)
 
 
 @contextlib.contextmanager

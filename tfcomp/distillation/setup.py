@@ -33,11 +33,8 @@ class Setup:
     unlabelled: bool = False
 
     def __post_init__(self) -> None:
-        models = [None if one is None else one.model for one in (self.teacher, self.student)]
-        of_teacher, of_student = (image_size(model) for model in models)
-        differ = None not in (of_teacher, of_student) and of_teacher != of_student
-        self.teacher_size = of_teacher if differ else None
-        self.student_size = of_student if differ else None
+        self.teacher_size = None if self.teacher is None else image_size(self.teacher.model)
+        self.student_size = image_size(self.student.model)
 
     def entry_weights(self) -> list[float]:
         """The weights now in force, as the caller gave them: one for each entry."""

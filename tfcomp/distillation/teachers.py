@@ -16,7 +16,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfcomp.distillation.extractor import FeatureExtractor
-from tfcomp.distillation.inputs import DistillationInputs, is_absent, unpack
+from tfcomp.distillation.inputs import (
+    DistillationInputs,
+    fit_size,
+    image_size,
+    is_absent,
+    unpack,
+)
+from tfcomp.distillation.own_code import own_code
 from tfcomp.distillation.pairing import layer_name
 from tfcomp.errors import TfcompError
 from tfcomp.files import replacing
@@ -24,6 +31,8 @@ from tfcomp.graph import is_graph_model
 
 # Samples that the teacher sees at once where the dataset is not batched.
 _BATCH = 128
+# Samples that it is asked about again before its stored answers are used.
+_PROBE = 32
 # A cache file: records, then a JSON description, its length, and this.
 _MAGIC = b"TFCTEACH"
 _DIGEST_BYTES = 16
@@ -45,10 +54,17 @@ def cache_teacher(
     teacher see several augmented views of each sample, cache `augmented_views`.
 
     Samples and outputs are kept in memory, or in a file that is mapped into memory. With a
-    file, a second call reads the dataset but does not run the teacher, provided that every
-    sample is in the file, whatever the order, and that the teacher is the same: its weights,
-    its configuration with the names of layers, and the code of its own classes. Otherwise the
-    teacher is asked again and the file replaced, whole or not at all.
+    file, a second call reads the dataset and asks the teacher about no more than the first 32
+    samples, provided that every sample is in the file, whatever the order, and that the teacher
+    is the same. It is held to be the same if neither its weights, its configuration (names of
+    layers included) nor the code of its own classes and of functions that they name have
+    changed, and if what it now says of those samples is what the file says, up to a thousandth
+    of the largest value (a hundredth in half precision). Otherwise it is asked again and the
+    file replaced, whole or not at all. So a change that lies elsewhere, in an imported package
+    or in a file that the teacher reads, is noticed if these samples show it.
+
+    Images of another size than the teacher's are resized for it as a `Distiller` does; the
+    dataset keeps them as they are.
 
     Args:
         dataset: Finite, of x, (x, y) or (x, y, sample_weight), batched or not; numbers of one
@@ -88,7 +104,7 @@ def cache_teacher(
     if names:
         key["layers"] = repr(sorted(set(names)))
     stored = _read(target, key, source.record)
-    order = None if stored is None else _find(source.digests(), stored["digest"])
+    order = None if stored is None else source.order_in(stored)
     if stored is None or order is None:
         _write(target, key, source.records())
         stored = _read(target, key, source.record)
@@ -110,17 +126,19 @@ class _Source:
     outputs: Any
     record: np.dtype[Any]
     ask: Callable[..., Any]
+    probe: slice
+    tolerance: float
 
     @classmethod
     def of(cls, dataset: Any, teacher: keras.Model, layers: Sequence[str]) -> _Source:
         batches, batched = _as_batches(dataset, teacher)
-        extractor = FeatureExtractor(teacher, layers, "teacher")
+        extractor, size = FeatureExtractor(teacher, layers, "teacher"), image_size(teacher)
         element = batches.element_spec
         inputs_alone = not isinstance(element, tuple) or isinstance(element, DistillationInputs)
         specs = tuple(tf.nest.flatten(element))
 
         def answer(x: Any) -> Any:
-            features = extractor(unpack(x).inputs, training=False)
+            features = extractor(fit_size(unpack(x).inputs, size), training=False)
             return features.outputs, features.layers
 
         ask = tf.function(answer, reduce_retracing=True)
@@ -134,7 +152,11 @@ class _Source:
                 ("outputs", _fields(output_specs, "the teacher")),
             ]
         )
-        return cls(batches, batched, inputs_alone, specs, output_specs, outputs, record, ask)
+        # A teacher for batches of one size is given one of that size.
+        fixed = any(tensor.shape[0] for tensor in getattr(teacher, "inputs", None) or ())
+        probe, tolerance = slice(None if fixed else _PROBE), 1e-2 if _in_half(teacher) else 1e-3
+        known = (batches, batched, inputs_alone, specs, output_specs, outputs, record, ask)
+        return cls(*known, probe, tolerance)
 
     def records(self) -> Iterator[np.ndarray[Any, Any]]:
         """Batches of records, the teacher asked for each."""
@@ -148,10 +170,26 @@ class _Source:
         if empty:
             raise TfcompError("The dataset is empty: expected samples, received none.")
 
-    def digests(self) -> Iterator[np.ndarray[Any, Any]]:
-        """The digests alone, in the order of the dataset; the teacher is not asked."""
+    def order_in(self, stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+        """Where each sample is stored; None if one is not, or if the teacher has changed."""
+        place = {digest.tobytes(): row for row, digest in enumerate(np.asarray(stored["digest"]))}
+        order: list[int] = []
         for element in self.batches:
-            yield self._data(element)["digest"]
+            rows = [place.get(digest.tobytes(), -1) for digest in self._data(element)["digest"]]
+            if -1 in rows or (not order and not self._agrees(element, stored["outputs"][rows])):
+                return None
+            order += rows
+        return np.asarray(order) if order else None
+
+    def _agrees(self, element: Any, stored: np.ndarray[Any, Any]) -> bool:
+        """Whether the teacher says of the first samples of a batch what is stored for them."""
+        inputs = element if self.inputs_alone else element[0]
+        first = tf.nest.map_structure(lambda tensor: tensor[self.probe], inputs)
+        said = [np.asarray(leaf) for leaf in tf.nest.flatten(self.ask(first))]
+        return all(
+            _close(stored[f"f{index}"][: len(leaf)], leaf, self.tolerance)
+            for index, leaf in enumerate(said)
+        )
 
     def _data(self, element: Any) -> np.ndarray[Any, Any]:
         leaves = tf.nest.flatten(element)
@@ -188,13 +226,26 @@ def _as_batches(dataset: Any, teacher: keras.Model) -> tuple[tf.data.Dataset, bo
         raise TfcompError(f"Expected a built keras.Model as teacher. Received: {teacher!r}.")
     if not is_graph_model(teacher):
         return dataset, True
-    rank, expected = tf.nest.flatten(known.inputs)[0].shape.rank, len(teacher.inputs[0].shape)
-    if rank not in (expected, expected - 1):
+    received, expected = tf.nest.flatten(known.inputs)[0].shape, teacher.inputs[0].shape
+    rank = received.rank
+    if rank not in (len(expected), len(expected) - 1) or not _fits(teacher, received, expected):
         raise TfcompError(
-            f"The dataset does not fit the teacher: expected inputs of {expected} axes with the "
-            f"batch, received {rank}. Compare dataset.element_spec with teacher.inputs."
+            f"The dataset does not fit the teacher: expected inputs of {len(expected)} axes with "
+            f"the batch, {tuple(expected)}, received {rank}, {received}. Compare "
+            "dataset.element_spec with teacher.inputs."
         )
-    return (dataset, True) if rank == expected else (dataset.batch(_BATCH), False)
+    return (dataset, True) if rank == len(expected) else (dataset.batch(_BATCH), False)
+
+
+def _fits(teacher: keras.Model, received: tf.TensorShape, expected: Any) -> bool:
+    """Whether the teacher's one input takes samples of a shape; images may have any size."""
+    if len(teacher.inputs) > 1:
+        return True
+    axes = len(expected) - 1
+    pairs = list(zip(received[-axes:] if axes else (), expected[1:], strict=True))
+    if image_size(teacher) is not None:
+        pairs = pairs[2:]
+    return all(a == b or None in (a, b) for a, b in pairs)
 
 
 def _fields(specs: tuple[Any, ...], owner: str) -> np.dtype[Any]:
@@ -276,15 +327,16 @@ def _first_batch(source: _Source) -> int:
     raise TfcompError("The dataset is empty: expected samples, received none.")
 
 
-def _find(
-    wanted: Iterator[np.ndarray[Any, Any]], stored: np.ndarray[Any, Any]
-) -> np.ndarray[Any, Any] | None:
-    """Where each wanted digest is stored; None if one is not."""
-    place = {digest.tobytes(): row for row, digest in enumerate(np.asarray(stored))}
-    order = [place.get(digest.tobytes(), -1) for batch in wanted for digest in batch]
-    if not order or -1 in order:
-        return None
-    return np.asarray(order)
+def _close(stored: Any, said: Any, tolerance: float) -> bool:
+    """Whether two answers differ by no more than other hardware may make them differ."""
+    stored, said = (np.asarray(one, np.float64) for one in (stored, said))
+    largest = np.abs(stored[np.isfinite(stored)]).max(initial=0.0)
+    return bool(np.allclose(said, stored, rtol=0.0, atol=tolerance * largest, equal_nan=True))
+
+
+def _in_half(model: keras.Model) -> bool:
+    half = ("float16", "bfloat16")
+    return any(layer.compute_dtype in half for layer in (model, *model.layers))
 
 
 def _write(
@@ -325,7 +377,7 @@ def _payload_bytes(file: BinaryIO, key: dict[str, str]) -> int:
 
 
 def fingerprint(teacher: keras.Model) -> str:
-    """A name for a model that changes with its weights, configuration and own classes' code.
+    """A name for a model that changes with its weights, configuration and own code, see `own_code`.
 
     Args:
         teacher: A built model.
@@ -351,25 +403,3 @@ def fingerprint(teacher: keras.Model) -> str:
         digest.update(repr((value.shape, value.dtype)).encode())
         digest.update(np.ascontiguousarray(value).tobytes())
     return digest.hexdigest()
-
-
-def own_code(model: keras.Model) -> bytes:
-    """Names and calls of the classes in a model that Keras does not define."""
-    code_of = bytearray()
-    for kind in sorted(_own_classes(model), key=lambda kind: kind.__qualname__):
-        code_of += kind.__qualname__.encode()
-        for name in ("call", "__call__"):
-            code = getattr(vars(kind).get(name), "__code__", None)
-            if code is not None:
-                code_of += code.co_code + repr((code.co_names, code.co_varnames)).encode()
-                constants = [c for c in code.co_consts if not hasattr(c, "co_code")]
-                code_of += repr(constants).encode()
-    return bytes(code_of)
-
-
-def _own_classes(layer: keras.layers.Layer) -> set[type]:
-    """Classes that Keras does not define, of the layer and of all below it."""
-    classes = {kind for kind in type(layer).__mro__ if not kind.__module__.startswith("keras")}
-    for inner in getattr(layer, "layers", ()):
-        classes |= _own_classes(inner)
-    return classes - {object}
