@@ -69,7 +69,9 @@ def ours(name: str) -> dict[str, Ratio]:
     """The step with masks set against the plain one."""
     network = NETWORKS[name]
     plain, model = stepper(network, None)
-    pruned, masked = stepper(network, PruneWeights(ConstantSparsity(SPARSITY)))
+    pruned, masked = stepper(
+        network, PruneWeights(ConstantSparsity(SPARSITY), first=True, last=True)
+    )
     print(f"{name}: {model.count_params():,} weights, batch {network.batch}", flush=True)
     ratios = interleaved(plain, {"PruneWeights": pruned}, rounds=_ROUNDS.value, steps=_STEPS.value)
     weights = [w for w in masked.get_weights() if w.ndim > 1]

@@ -13,7 +13,7 @@ from tfcomp.callbacks.pruning_session import SESSIONS, Session
 from tfcomp.callbacks.pruning_settings import Override, Scope, Settings, checked_overrides
 from tfcomp.errors import TfcompError
 from tfcomp.pruning.schedules import ConstantSparsity, Schedule
-from tfcomp.pruning.sparsity import Kernel, find_kernels
+from tfcomp.pruning.sparsity import Kernel, end_kernels, find_kernels
 from tfcomp.pruning.units import Unit, Weights
 from tfcomp.pruning.weight_criteria import Magnitude, WeightCriterion
 
@@ -24,11 +24,11 @@ class PruneWeights(keras.callbacks.Callback):
 
     At each step t at which the schedule rises, the ⌊s_t·n + ½⌋ weights of lowest score, |w| by
     default, among the n of a kernel (scope "local") or of all kernels together ("global") are
-    set to zero, and stay zero: masks nest. With another `unit` n counts groups, blocks or
-    kernels in place of weights. Ties go by index. The masks are applied by the variables'
-    constraints inside the compiled step, around constraints of the layers' own. When training
-    ends these constraints are taken away again, and the model is plain Keras with exact zeros.
-    The zeros are read back into `report`.
+    set to zero, and stay zero: masks nest. With another `unit` whole units go, so many that the
+    count of weights is met to half a unit; N:M counts groups. Ties go by index. The masks are
+    applied by the variables' constraints inside the compiled step, around constraints of the
+    layers' own. When training ends these constraints are taken away again, and the model is plain
+    Keras with exact zeros. The zeros are read back into `report`.
 
     Training that continues goes on where it was: in another `fit` of the same model with an
     equal schedule, and in a `fit` that starts at a later epoch (`BackupAndRestore`,
@@ -36,8 +36,9 @@ class PruneWeights(keras.callbacks.Callback):
     were made by pruning the same model before are never given back.
 
     List it before `EarlyStopping` and `ModelCheckpoint`, and after `SwapEMAWeights`; the
-    sparsity in the end does not depend on the order. Depthwise kernels are spared by default;
-    biases, BatchNormalization and embeddings always.
+    sparsity in the end does not depend on the order. Spared by default are depthwise kernels,
+    and in networks with convolutions the first kernel and the last; biases, BatchNormalization
+    and embeddings always.
 
     Magnitude pruning: Han, Pool, Tran and Dally 2015, arXiv:1506.02626; its schedules: see
     `tfcomp.pruning`.
@@ -48,11 +49,14 @@ class PruneWeights(keras.callbacks.Callback):
             together do, the smallest weights going first wherever they are. Default "local".
         skip: Layers to spare, as objects or names, nested models and blocks among them.
         depthwise: Whether depthwise kernels are pruned as well. Default False.
-        first: Whether the model's first kernel is pruned. Default True, as Han et al. do; papers
-            on deep convolutional networks often spare it.
-        last: Whether the model's last kernel, its classifier, is pruned. Default True.
+        first: Whether the model's first kernel is pruned. By default it is spared in a network
+            with convolutions, as papers on these do (Zhu and Gupta 2017, arXiv:1710.01878), where
+            other kernels are left and `overrides` do not name it; networks of dense layers are
+            pruned as a whole (Han et al. 2015; Frankle and Carbin 2018, arXiv:1803.03635).
+        last: Whether the model's last kernel, its classifier, is pruned. By default likewise.
         unit: What is removed together: a `tfcomp.pruning` unit, `Weights()` (the default),
-            `NM(2, 4)`, `Blocks(4, 4)` or `Kernels()`.
+            `NM(2, 4)`, `Blocks(4, 4)`, `Kernels()`, `Filters()` or, with scope "global",
+            `Layers()`.
         criterion: What gives the weights their scores: a `tfcomp.pruning.WeightCriterion`,
             `Magnitude()` by default. It is asked anew at each removal.
         overrides: By patterns (`*`, `?`, `[…]`) of layers' names or of weights' paths: another
@@ -90,8 +94,8 @@ class PruneWeights(keras.callbacks.Callback):
         scope: Scope = "local",
         skip: Iterable[Any] = (),
         depthwise: bool = False,
-        first: bool = True,
-        last: bool = True,
+        first: bool | None = None,
+        last: bool | None = None,
         unit: Unit | None = None,
         criterion: WeightCriterion | None = None,
         overrides: Mapping[str, Override] | None = None,
@@ -163,6 +167,8 @@ class PruneWeights(keras.callbacks.Callback):
             scope=scope,
             skip=skip,
             depthwise=True,
+            first=True,
+            last=True,
             unit=unit,
             criterion=criterion,
             overrides=overrides,
@@ -204,8 +210,8 @@ class PruneWeights(keras.callbacks.Callback):
                 self.model,
                 skip=self.skip,
                 depthwise=self.depthwise,
-                first=self.first,
-                last=self.last,
+                first=self.first is not False,
+                last=self.last is not False,
             )
         except TfcompError:
             if self.model.built:
@@ -214,7 +220,10 @@ class PruneWeights(keras.callbacks.Callback):
         settings = self._settings()
         if self.model.built:
             settings.check_patterns(kernels, skipped)
+        skipped |= self._spared_ends(kernels, settings) | self._helpers(kernels)
         for kernel in kernels:
+            if kernel.name in skipped:
+                continue
             if pattern := settings.spared(kernel.name):
                 skipped[kernel.name] = f"spared by `overrides`: {pattern!r} is None"
             elif reason := settings.why_idle(kernel):
@@ -227,6 +236,36 @@ class PruneWeights(keras.callbacks.Callback):
                 + "."
             )
         return kernels, skipped
+
+    def _network(self) -> keras.Model:
+        """What is pruned: the model, or the student of one that distils."""
+        student = getattr(self.model, "student", None)
+        return student if isinstance(student, keras.Model) else self.model
+
+    def _helpers(self, kernels: tuple[Kernel, ...]) -> dict[str, str]:
+        """Kernels that a distillation has beside its student's, which nobody will ship."""
+        network = {id(variable) for variable in self._network().weights}
+        return {
+            kernel.name: "a helper of the distillation, not of the student"
+            for kernel in kernels
+            if id(kernel.variable) not in network
+        }
+
+    def _spared_ends(self, kernels: tuple[Kernel, ...], settings: Settings) -> dict[str, str]:
+        """The ends of a network with convolutions, unless somebody has said what to do with them.
+
+        Returns:
+            Reasons by the kernels' names.
+        """
+        first, last = end_kernels(self._network())
+        spared = {
+            kernel.name: f"the {end} kernel of a network with convolutions; `{end}=True` takes it"
+            for end, given, variable in (("first", self.first, first), ("last", self.last, last))
+            for kernel in kernels
+            if given is None and kernel.variable is variable and not settings.names(kernel.name)
+        }
+        convolutional = any(kernel.window_axes for kernel in kernels)
+        return spared if convolutional and len(spared) < len(kernels) else {}
 
     def _settings(self) -> Settings:
         return Settings(
@@ -319,6 +358,13 @@ class PruneWeights(keras.callbacks.Callback):
             message = (
                 f"The model had been pruned further before: its sparsity is {report.sparsity:.4f}, "
                 f"not the {report.asked:g} asked now. Removed weights stay removed."
+            )
+        elif report.sparsity < report.by_units - 0.01:
+            message = report.shortfall
+        if report.collapsed:
+            message += (
+                f"{' ' if message else ''}Layer collapse: no weight is left in "
+                f'{", ".join(report.collapsed)}. Ask for less, or take scope="local".'
             )
         if message:
             warnings.warn(message, stacklevel=2)

@@ -26,6 +26,8 @@ class PruningReport:
         criterion: What gives the weights their scores.
         overrides: By the names of kernels that have a schedule or unit of their own, the sparsity
             asked for at `step`, and the unit.
+        collapsed: Kernels of which no weight is left: nothing passes them (layer collapse).
+        by_units: What the sparsity would be if all units held as many weights.
     """
 
     kernels: tuple[KernelSparsity, ...]
@@ -38,11 +40,24 @@ class PruningReport:
     unit: str = "Weights()"
     criterion: str = "Magnitude()"
     overrides: dict[str, tuple[float, str]] = dataclasses.field(default_factory=dict)
+    by_units: float = 0.0
+    collapsed: tuple[str, ...] = ()
 
     @property
     def sparsity(self) -> float:
         """Zeros over weights of all the pruned kernels together, in [0, 1]."""
         return total_sparsity(self.kernels)
+
+    @property
+    def shortfall(self) -> str:
+        """Why fewer weights are zero than were asked for, if so: groups of N:M that are short."""
+        if self.sparsity >= self.by_units - 0.001:
+            return ""
+        units = {self.unit, *(unit for _, unit in self.overrides.values())} - {"Weights()"}
+        return (
+            f"{self.sparsity:.4f} of the weights are zero and not {self.by_units:.4f}, since "
+            f"groups of {' and '.join(sorted(units))} at the end of an input axis may be short."
+        )
 
     @property
     def finished(self) -> bool:
@@ -60,6 +75,8 @@ class PruningReport:
             "rezeroed": self.rezeroed,
             "unit": self.unit,
             "criterion": self.criterion,
+            "by_units": self.by_units,
+            "collapsed": list(self.collapsed),
             "overrides": {name: list(own) for name, own in self.overrides.items()},
             "kernels": [
                 {**dataclasses.asdict(row), "shape": list(row.shape), "sparsity": row.sparsity}
@@ -74,15 +91,19 @@ class PruningReport:
             f"{zeros:,} of {size:,} weights in {len(self.kernels)} kernels are zero: "
             f"{self.sparsity:.4f} (asked {self.asked:.4f}) after {self.step} steps"
         )
+        if not self.finished:
+            head += f" of the {self.end_step} that the schedule needs"
         kind = f"  removed: {self.unit} by {self.criterion}"
         plain = (self.unit, self.criterion) == ("Weights()", "Magnitude()")
         rows = [
             f"  {row.sparsity:.4f}  {row.zeros:>10,} of {row.size:>10,}  {row.name}"
             + self._own(row.name)
+            + ("  collapsed: nothing is left" if row.name in self.collapsed else "")
             for row in self.kernels
         ]
         left = [f"  left alone  {name}: {reason}" for name, reason in self.skipped.items()]
-        return "\n".join([head, *([] if plain else [kind]), *rows, *left])
+        notes = [*([] if plain else [kind]), *([f"  {self.shortfall}"] if self.shortfall else [])]
+        return "\n".join([head, *notes, *rows, *left])
 
     def _own(self, name: str) -> str:
         """What a kernel was asked for in place of the others' sparsity."""

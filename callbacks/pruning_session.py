@@ -14,10 +14,11 @@ from tfcomp.callbacks.pruning_report import PruningReport
 from tfcomp.callbacks.pruning_settings import Group, Settings
 from tfcomp.callbacks.training_hooks import after_all_callbacks, unlink, without
 from tfcomp.errors import TfcompError
-from tfcomp.pruning.masks import Mask, Masked, keep_masks
+from tfcomp.pruning.masks import Mask, Masked
 from tfcomp.pruning.schedules import Schedule
 from tfcomp.pruning.sparsity import Kernel, measure
-from tfcomp.pruning.weight_criteria import Magnitude, Scores
+from tfcomp.pruning.units import remove_lowest, total_of
+from tfcomp.pruning.weight_criteria import Magnitude, Scores, WeightCriterion
 
 
 class Session:
@@ -36,6 +37,7 @@ class Session:
         self.kernels = kernels
         self.skipped = skipped
         self.groups = settings.groups(kernels)
+        self._sizes = self._unit_sizes()
         # The sparsity that holds now, of each schedule that there is.
         schedules = [settings.schedule, *(group.schedule for group in self.groups)]
         self.targets: dict[Schedule, float] = dict.fromkeys(schedules, 0.0)
@@ -120,7 +122,10 @@ class Session:
             if mask is not None:
                 constraint.mask.assign(mask)
         self.started = True
-        self.prune(self.step, at_once=True)
+        # Where training goes on from a saved model its zeros are the lowest of all: what has been
+        # removed stays so, whatever the criterion says of it now.
+        resumed = earlier is None and self.step > 0
+        self.prune(self.step, at_once=True, criterion=Magnitude() if resumed else None)
 
     def _first_step(self, epoch: int, earlier: Session | None) -> int:
         step = self._step_at(epoch) if epoch > 0 else 0
@@ -141,7 +146,10 @@ class Session:
 
     def _zeros_reach(self, targets: dict[Schedule, float]) -> bool:
         held = [kernel.value() != 0 for kernel in self.kernels]
-        return all(self._n_removed(group, held) >= count for group, count in self._counts(targets))
+        return all(
+            self._n_removed(group, held) >= count - self._slack(group)
+            for group, count in self._counts(targets)
+        )
 
     def _check_zeros(self, masks: list[Any]) -> None:
         if (
@@ -186,7 +194,7 @@ class Session:
         masks = self._masks()
         counts = self._counts(self.targets)
         removed = sum(self._n_removed(group, masks) for group, _ in counts)
-        return removed > sum(count for _, count in counts)
+        return removed > sum(count + self._slack(group) for group, count in counts)
 
     def _wanted(self, step: int) -> dict[Schedule, float]:
         """The sparsity of each schedule at a step."""
@@ -201,19 +209,46 @@ class Session:
         total = sum(targets[group.schedule] * size for group, size in sizes.items())
         return total / sum(sizes.values())
 
+    def _unit_sizes(self) -> dict[int, Any]:
+        """By the kernels' indices what their units count for: one number if all are alike."""
+        return {
+            index: group.unit.sizes(self.kernels[index])
+            for group in self.groups
+            for index in group.indices
+        }
+
+    def _total(self, group: Group) -> int:
+        """What all units of a group count for together."""
+        return total_of(group.unit, self._of(group))
+
+    def _of(self, group: Group) -> list[Kernel]:
+        return [self.kernels[index] for index in group.indices]
+
     def _counts(self, targets: dict[Schedule, float]) -> list[tuple[Group, int]]:
-        """How many units of each group are to be removed."""
-        counts = []
-        for group in self.groups:
-            total = sum(group.unit.count(self.kernels[index]) for index in group.indices)
-            counts.append((group, group.unit.target(total, targets[group.schedule])))
-        return counts
+        """What the units of each group count for that are to be removed."""
+        return [
+            (group, group.unit.target(self._total(group), targets[group.schedule]))
+            for group in self.groups
+        ]
+
+    def _slack(self, group: Group) -> int:
+        """By how much whole units may miss a count: half of the largest."""
+        return max((int(np.max(self._sizes[index])) for index in group.indices), default=1) // 2
 
     def _n_removed(self, group: Group, masks: list[Mask]) -> int:
-        """How many units of a group masks have removed."""
-        return sum(group.unit.n_removed(self.kernels[i], masks[i]) for i in group.indices)
+        """What the units of a group count for that masks have removed."""
+        found = 0
+        for i in group.indices:
+            kernel, sizes = self.kernels[i], self._sizes[i]
+            if isinstance(sizes, int):
+                found += sizes * group.unit.n_removed(kernel, masks[i])
+            else:
+                found += int(sizes[group.unit.removed(kernel, masks[i])].sum())
+        return found
 
-    def prune(self, step: int, *, at_once: bool = False) -> None:
+    def prune(
+        self, step: int, *, at_once: bool = False, criterion: WeightCriterion | None = None
+    ) -> None:
         """Raises the sparsity of the masks to that of `step`, and sets the weights to zero."""
         wanted = self._wanted(step)
         if not at_once and all(wanted[key] <= value for key, value in self.targets.items()):
@@ -226,17 +261,17 @@ class Session:
             for group, count in self._counts(self.targets)
             if count > self._n_removed(group, masks)
         ]
-        scores = self._scores([index for group, _ in raised for index in group.indices])
+        indices = [index for group, _ in raised for index in group.indices]
+        scores = self._scores(indices, criterion or self.settings.criterion)
         for group, count in raised:
             self._raise_masks(group, masks, count, scores)
         for kernel, constraint in self._with_constraints():
             kernel.variable.assign(constraint(kernel.variable))
 
-    def _scores(self, indices: list[int]) -> dict[int, Scores]:
-        """What the criterion gives to each weight of some kernels, by their indices."""
+    def _scores(self, indices: list[int], criterion: WeightCriterion) -> dict[int, Scores]:
+        """What a criterion gives to each weight of some kernels, by their indices."""
         if not indices:
             return {}
-        criterion = self.settings.criterion
         kernels = [self.kernels[index] for index in indices]
         found = [np.asarray(array) for array in criterion.scores(self.model, kernels)]
         if len(found) != len(kernels):
@@ -252,12 +287,11 @@ class Session:
     def _raise_masks(
         self, group: Group, masks: list[Mask], count: int, scores: dict[int, Scores]
     ) -> None:
-        unit = group.unit
-        by_unit = [unit.scores(self.kernels[i], scores[i], masks[i]) for i in group.indices]
-        stays = keep_masks(by_unit, count)
-        for i, stay in zip(group.indices, stays, strict=True):
-            new = unit.remove(self.kernels[i], scores[i], masks[i], stay)
-            self.constraints[i].mask.assign(new)
+        old = [masks[index] for index in group.indices]
+        of_group = [scores[index] for index in group.indices]
+        new = remove_lowest(group.unit, self._of(group), old, of_group, count)
+        for index, mask in zip(group.indices, new, strict=True):
+            self.constraints[index].mask.assign(mask)
 
     # ---- zeros
 
@@ -309,8 +343,9 @@ class Session:
     def _check_counts(self) -> None:
         wrong = []
         held = [kernel.value() != 0 for kernel in self.kernels]
-        for group, count in self._counts(self.targets):
-            got = self._n_removed(group, held)
+        masks = self._masks()
+        for group in self.groups:
+            got, count = (self._n_removed(group, of) for of in (held, masks))
             if got < count:
                 one = len(group.indices) == 1
                 name = self.kernels[group.indices[0]].name if one else "all kernels together"
@@ -331,6 +366,26 @@ class Session:
         current = self.installed and history is not None and self._history() is history
         return current and any(schedule.final_sparsity > 0 for schedule in self.targets)
 
+    def _by_units(self) -> float:
+        """The sparsity if all units held as many weights."""
+        held = [kernel.value() != 0 for kernel in self.kernels]
+        zeros, size = 0.0, 0
+        for group in self.groups:
+            weights = sum(self.kernels[index].size for index in group.indices)
+            share = self._n_removed(group, held) / max(self._total(group), 1)
+            zeros += share * (group.unit.only_sparsity or 1.0) * weights
+            size += weights
+        return zeros / max(size, 1)
+
+    def _collapsed(self) -> tuple[str, ...]:
+        """Kernels of which nothing is left, where not whole layers were to go."""
+        return tuple(
+            self.kernels[index].name
+            for group in self.groups
+            for index in group.indices
+            if not group.unit.whole and self.kernels[index].zeros() == self.kernels[index].size
+        )
+
     def report(self) -> PruningReport:
         return PruningReport(
             kernels=measure(self.kernels),
@@ -340,6 +395,8 @@ class Session:
             end_step=max(schedule.end_step for schedule in self.targets),
             start_step=self.start_step,
             rezeroed=self.rezeroed,
+            by_units=self._by_units(),
+            collapsed=self._collapsed(),
             unit=repr(self.settings.unit),
             criterion=repr(self.settings.criterion),
             overrides={

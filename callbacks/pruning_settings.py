@@ -72,6 +72,10 @@ class Settings:
                 return pattern
         return None
 
+    def names(self, name: str) -> bool:
+        """Whether `overrides` say what to do with the kernel of that name."""
+        return any(_matches(pattern, name) for pattern, _ in self.overrides)
+
     def why_idle(self, kernel: Kernel) -> str | None:
         """Why masks would never remove anything from a kernel, if that is so."""
         # Zeros that are there already are held all the same.
@@ -89,6 +93,11 @@ class Settings:
             own = self._group(index, kernel)
             own.unit.check(kernel)
             own.unit.check_sparsity(own.schedule.final_sparsity)
+            if own.unit.whole and self.scope != "global":
+                raise TfcompError(
+                    f'{own.unit!r} compares kernels with each other: expected scope="global". '
+                    f"Received: scope={self.scope!r}."
+                )
             same = (own.schedule, own.unit) == (self.schedule, self.unit)
             if self.scope == "global" and same:
                 together.append(index)
@@ -151,6 +160,7 @@ def checked_overrides(overrides: Mapping[str, Any] | None) -> tuple[tuple[str, O
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Whether a pattern is that of a weight's path, or of the name of a layer on it."""
-    layers = name.split("/")[:-1]
-    return any(fnmatch.fnmatchcase(part, pattern) for part in (name, *layers))
+    """Whether a pattern is that of a weight's path or the end of it, or of a layer's name on it."""
+    parts = name.split("/")
+    ends = ["/".join(parts[start:]) for start in range(len(parts) - 1)]
+    return any(fnmatch.fnmatchcase(part, pattern) for part in (*ends, *parts[:-1], name))

@@ -201,7 +201,7 @@ def perform(run: Run, split: Split, seed: int) -> dict[str, Any]:
         steps = recipe.round_epochs * (len(split.x) // BATCH)
         schedule = IterativeSparsity(run.sparsity, recipe.rounds, steps)
         again = dataclasses.replace(recipe, rate=recipe.rate / 2)
-        prune = PruneWeights(schedule, scope="global")
+        prune = PruneWeights(schedule, scope="global", first=True, last=True)
         # As long after the last round as the network was trained before.
         epochs = recipe.epochs + (recipe.rounds - 1) * recipe.round_epochs
         train(model, split, again, epochs, seed, [prune])

@@ -31,7 +31,9 @@ def main(_: list[str]) -> None:
         candidates, kept = {}, []
         for title, (unit, sparsity) in UNITS.items():
             for scope in ("local", "global"):
-                prune = PruneWeights(ConstantSparsity(sparsity), unit=unit, scope=scope)
+                prune = PruneWeights(
+                    ConstantSparsity(sparsity), unit=unit, scope=scope, first=True, last=True
+                )
                 candidates[f"{title}, {scope}"], model = stepper(network, prune)
                 kept.append(model)
         for model in kept:  # a time without masks proves nothing

@@ -107,13 +107,15 @@ def test_the_student_in_our_distiller() -> None:
     teacher, student = conv_net(), conv_net()
     before = teacher.get_weights()
     distiller = distillation.Distiller(
-        teacher, student, [distillation.KnowledgeDistillation(temperature=2.0)]
+        teacher,
+        student,
+        [distillation.KnowledgeDistillation(temperature=2.0), distillation.FitNetsHint()],
     )
     distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     x, y = rng.normal(size=(32, 8, 8, 2)), rng.integers(0, 3, 32)
-    prune = PruneWeights(PolynomialDecay(0.0, 0.5, 0, 4))
+    prune = PruneWeights(PolynomialDecay(0.0, 0.5, 0, 4), first=True, last=True)
     distiller.fit(x, y, batch_size=8, verbose=0, callbacks=[prune])
-    # 72, 24 and 18 weights; the depthwise kernel is spared.
+    # 72, 24 and 18 weights; the depthwise kernel is spared, and the helper of the hint.
     assert zero_count(student) == 36 + 12 + 9
     for old, new in zip(before, teacher.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -124,7 +126,13 @@ def test_zeros_survive_quantisation_aware_training() -> None:
     x, y = rng.normal(size=(32, 8, 8, 2)), rng.normal(size=(32, 3))
     model = conv_net()
     model.compile("adam", "mse", jit_compile=False)
-    model.fit(x, y, batch_size=8, verbose=0, callbacks=[PruneWeights(ConstantSparsity(0.5))])
+    model.fit(
+        x,
+        y,
+        batch_size=8,
+        verbose=0,
+        callbacks=[PruneWeights(ConstantSparsity(0.5), first=True, last=True)],
+    )
     gone = {v.path: v.numpy() == 0 for v in model.weights if v.name == "kernel"}
     aware = quantization.quantize_aware(model)
     aware.compile("adam", "mse", jit_compile=False)

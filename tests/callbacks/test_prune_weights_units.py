@@ -20,13 +20,16 @@ from tfcomp.pruning import (
     NM,
     Blocks,
     ConstantSparsity,
+    Filters,
     IterativeSparsity,
     Kernel,
     Kernels,
+    Layers,
     PolynomialDecay,
     Unit,
     WeightCriterion,
     Weights,
+    shrink,
 )
 
 rng = np.random.default_rng(0)
@@ -41,6 +44,8 @@ def _strict() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         warnings.filterwarnings("ignore", ".*ran out of data", UserWarning)
+        # The first kernel has three inputs, so that its groups of four are short.
+        warnings.filterwarnings("ignore", ".*may be short", UserWarning)
         yield
 
 
@@ -55,6 +60,11 @@ def network(**kernel: Any) -> keras.Model:
         ],
         name="m",
     )
+
+
+def everywhere(schedule: Any, **options: Any) -> PruneWeights:
+    """Prunes the ends of the network too."""
+    return PruneWeights(schedule, first=True, last=True, **options)
 
 
 def fit(prune: Any, *others: Any, epochs: int = 2, model: Any = None, **options: Any) -> Any:
@@ -79,6 +89,7 @@ def obeying(kernel: np.ndarray, n: int, m: int) -> tuple[int, int]:
 
 
 def zero_blocks(kernel: np.ndarray, height: int, width: int) -> tuple[int, int]:
+    """Weights in blocks of zeros, and all weights."""
     matrices = kernel.reshape(-1, *kernel.shape[-2:])
     blocks = [
         matrix[i : i + height, j : j + width]
@@ -86,41 +97,48 @@ def zero_blocks(kernel: np.ndarray, height: int, width: int) -> tuple[int, int]:
         for i in range(0, matrix.shape[0], height)
         for j in range(0, matrix.shape[1], width)
     ]
-    return sum(not block.any() for block in blocks), len(blocks)
+    return sum(block.size for block in blocks if not block.any()), kernel.size
 
 
 def zero_windows(kernel: np.ndarray) -> tuple[int, int]:
+    """Weights in windows of zeros, and all weights."""
     if kernel.ndim == 2:
         return int((kernel == 0).sum()), kernel.size
-    return int((~kernel.any(axis=(0, 1))).sum()), kernel.shape[-1] * kernel.shape[-2]
+    return 9 * int((~kernel.any(axis=(0, 1))).sum()), kernel.size
 
 
+# Unit, sparsity, what is counted, the share of it that goes, the largest unit.
 COUNTED = [
-    (NM(2, 4), 0.5, lambda k: obeying(k, 2, 4), 1.0),
-    (NM(1, 4), 0.75, lambda k: obeying(k, 1, 4), 1.0),
-    (Blocks(2, 4), 0.6, lambda k: zero_blocks(k, 2, 4), 0.6),
-    (Kernels(), 0.45, zero_windows, 0.45),
+    (NM(2, 4), 0.5, lambda k: obeying(k, 2, 4), 1.0, 1),
+    (NM(1, 4), 0.75, lambda k: obeying(k, 1, 4), 1.0, 1),
+    (Blocks(2, 4), 0.6, lambda k: zero_blocks(k, 2, 4), 0.6, 8),
+    (Kernels(), 0.45, zero_windows, 0.45, 9),
 ]
 IDS = [f"{unit} {sparsity}" for unit, sparsity, *_ in COUNTED]
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
 @pytest.mark.parametrize("ramped", [False, True])
-@pytest.mark.parametrize(("unit", "sparsity", "counted", "share"), COUNTED, ids=IDS)
+@pytest.mark.parametrize(("unit", "sparsity", "counted", "share", "largest"), COUNTED, ids=IDS)
 def test_counts_are_exact(
-    unit: Unit, sparsity: float, counted: Any, share: float, ramped: bool, scope: Any
+    unit: Unit,
+    sparsity: float,
+    counted: Any,
+    share: float,
+    largest: int,
+    ramped: bool,
+    scope: Any,
 ) -> None:
     schedule: Any = ConstantSparsity(sparsity)
     if ramped:
         schedule = PolynomialDecay(0.0, sparsity, 0, 2 * STEPS, frequency=1)
-    prune = PruneWeights(schedule, unit=unit, scope=scope)
+    prune = everywhere(schedule, unit=unit, scope=scope)
     model = fit(prune)
     found = [counted(kernel) for kernel in kernels(model).values()]
     if scope == "global":
         found = [tuple(map(sum, zip(*found, strict=True)))]
     for got, total in found:
-        expected = total if share == 1 else math.floor(share * total + 0.5)
-        assert got == expected
+        assert abs(got - share * total) <= largest / 2
     assert prune.report is not None
     assert prune.report.asked == sparsity
     assert repr(unit) in str(prune.report)
@@ -141,7 +159,7 @@ class Shares(keras.callbacks.Callback):
 def test_a_schedule_ramps_the_share_of_groups_that_obey() -> None:
     shares = Shares()
     schedule = PolynomialDecay(0.0, 0.5, 0, 8, power=1, frequency=1)
-    fit(PruneWeights(schedule, unit=NM(2, 4)), shares)
+    fit(everywhere(schedule, unit=NM(2, 4)), shares)
     expected = [math.floor(2 * schedule(t) * 180 + 0.5) / 180 for t in range(1, 9)]
     assert shares.found == expected
 
@@ -157,7 +175,7 @@ def test_n_m_where_the_inputs_are_too_few_is_listed() -> None:
     convolutions = [layers.Conv2D(8, 3, groups=2, name="few"), layers.Conv2D(4, 1, name="enough")]
     model = keras.Sequential([keras.Input((4, 4, 4)), *convolutions, layers.Flatten()])
     model.compile("sgd", "mse")
-    prune = PruneWeights(ConstantSparsity(0.5), unit=NM(2, 4))
+    prune = everywhere(ConstantSparsity(0.5), unit=NM(2, 4))
     model.fit(np.ones((8, 4, 4, 4)), np.ones((8, 16)), verbose=0, callbacks=[prune])
     assert prune.report is not None
     assert prune.report.sparsity == 0.5
@@ -165,10 +183,62 @@ def test_n_m_where_the_inputs_are_too_few_is_listed() -> None:
     assert prune.report.skipped[name].startswith("of 2 inputs")
 
 
+def test_groups_of_n_m_that_are_short_are_told() -> None:
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(3)])
+    model.compile("sgd", "mse")
+    prune = PruneWeights(ConstantSparsity(0.5), unit=NM(2, 4))
+    with pytest.warns(UserWarning, match="may be short"):
+        model.fit(np.ones((8, 6)), np.ones((8, 3)), verbose=0, callbacks=[prune])
+    assert prune.report is not None
+    assert prune.report.sparsity == pytest.approx(1 / 3)
+    assert prune.report.by_units == 0.5
+    assert "0.3333 of the weights are zero and not 0.5000" in str(prune.report)
+
+
+@pytest.mark.parametrize("unit", [Kernels(), Blocks(4, 4), Filters(), Layers()])
+def test_units_of_several_sizes_count_by_their_weights(unit: Unit) -> None:
+    wide = [layers.Conv2D(12, 3), layers.Conv2D(12, 1), layers.Flatten(), layers.Dense(10)]
+    hidden = [layers.Dense(9, name=f"hidden{index}") for index in range(5)]
+    model = keras.Sequential([keras.Input((6, 6, 3)), *wide, *hidden, layers.Dense(3)])
+    prune = everywhere(ConstantSparsity(0.7), unit=unit, scope="global")
+    # Less than half of the largest unit away.
+    largest = {"Kernels": 9, "Blocks": 16, "Filters": 192, "Layers": 1920}[type(unit).__name__]
+    warnings.filterwarnings("ignore", "Layer collapse", UserWarning)
+    fit(prune, model=model)
+    assert prune.report is not None
+    size = sum(row.size for row in prune.report.kernels)
+    assert abs(prune.report.sparsity - 0.7) * size <= largest / 2
+
+
+def test_whole_filters_go_and_shrink_cuts_them() -> None:
+    model = fit(PruneWeights(ConstantSparsity(0.5), unit=Filters()))
+    gone = (kernels(model)["conv"] == 0).all(axis=(0, 1, 2))
+    assert gone.sum() == 5
+    _, report = shrink(model, {"conv": 0.5})
+    cut = next(layer for layer in report.layers if layer.name == "conv")
+    assert list(cut.removed) == np.flatnonzero(gone).tolist()
+
+
+def test_layers_are_compared_with_each_other() -> None:
+    with pytest.raises(TfcompError, match='expected scope="global"'):
+        fit(everywhere(ConstantSparsity(0.5), unit=Layers()))
+
+
+def test_a_layer_without_a_weight_left_is_told() -> None:
+    model = network()
+    model.get_layer("conv").kernel.assign(1e-6 * np.ones((3, 3, 8, 10)))
+    prune = everywhere(ConstantSparsity(0.9), scope="global")
+    with pytest.warns(UserWarning, match="Layer collapse: no weight is left in m/conv/kernel"):
+        fit(prune, model=model, optimizer=keras.optimizers.SGD(0.0))
+    assert prune.report is not None
+    assert prune.report.collapsed == ("m/conv/kernel",)
+    assert "collapsed: nothing is left" in str(prune.report)
+
+
 def test_n_m_of_a_depthwise_kernel_is_refused() -> None:
     model = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.DepthwiseConv2D(3, name="d")])
     model.compile("sgd", "mse")
-    prune = PruneWeights(ConstantSparsity(0.5), unit=NM(), depthwise=True)
+    prune = everywhere(ConstantSparsity(0.5), unit=NM(), depthwise=True)
     with pytest.raises(TfcompError, match="depthwise kernel"):
         model.fit(X, rng.normal(size=(32, 4, 4, 3)), callbacks=[prune], verbose=0)
 
@@ -176,10 +246,10 @@ def test_n_m_of_a_depthwise_kernel_is_refused() -> None:
 # ---- what sparsity survives
 
 
-@pytest.mark.parametrize(("unit", "sparsity", "counted", "share"), COUNTED, ids=IDS)
+@pytest.mark.parametrize(("unit", "sparsity", "counted", "share", "largest"), COUNTED, ids=IDS)
 @pytest.mark.parametrize("way", ["ema", "stopping", "accumulation", "mixed"])
 def test_training_of_all_kinds_leaves_the_counts(
-    way: str, unit: Unit, sparsity: float, counted: Any, share: float
+    way: str, unit: Unit, sparsity: float, counted: Any, share: float, largest: int
 ) -> None:
     others: list[Any] = []
     optimizer: Any = keras.optimizers.Adam(0.01)
@@ -191,17 +261,22 @@ def test_training_of_all_kinds_leaves_the_counts(
     if way == "accumulation":
         optimizer = keras.optimizers.Adam(0.01, gradient_accumulation_steps=3)
     model.compile(optimizer, "mse", jit_compile=False)
-    fit(PruneWeights(ConstantSparsity(sparsity), unit=unit), *others, model=model)
+    fit(everywhere(ConstantSparsity(sparsity), unit=unit), *others, model=model)
     for kernel in kernels(model).values():
         got, total = counted(kernel.astype(np.float32))
-        assert got == (total if share == 1 else math.floor(share * total + 0.5))
+        assert abs(got - share * total) <= largest / 2
 
 
-@pytest.mark.parametrize(("unit", "sparsity", "counted", "share"), COUNTED, ids=IDS)
+@pytest.mark.parametrize(("unit", "sparsity", "counted", "share", "largest"), COUNTED, ids=IDS)
 def test_a_saved_model_keeps_its_zeros(
-    tmp_path: pathlib.Path, unit: Unit, sparsity: float, counted: Any, share: float
+    tmp_path: pathlib.Path,
+    unit: Unit,
+    sparsity: float,
+    counted: Any,
+    share: float,
+    largest: int,
 ) -> None:
-    model = fit(PruneWeights(ConstantSparsity(sparsity), unit=unit))
+    model = fit(everywhere(ConstantSparsity(sparsity), unit=unit))
     model.save(tmp_path / "m.keras")
     loaded = keras.saving.load_model(tmp_path / "m.keras")
     fit(PruneWeights.from_zeros(), model=loaded)
@@ -212,9 +287,38 @@ def test_a_saved_model_keeps_its_zeros(
         assert (after[name] != before[name]).any()  # it did train
 
 
+@pytest.mark.parametrize("schedule", [ConstantSparsity(0.6), PolynomialDecay(0.0, 0.6, 0, 12)])
+def test_what_was_removed_stays_so_whatever_a_criterion_says_later(
+    tmp_path: pathlib.Path, schedule: Any
+) -> None:
+    class Largest(WeightCriterion):
+        def scores(self, model: keras.Model, kernels: Sequence[Kernel]) -> list[np.ndarray]:
+            return [-np.abs(kernel.value()) for kernel in kernels]
+
+    class Stop(keras.callbacks.Callback):
+        zeros: Any = None
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 1:
+                self.zeros = {name: k == 0 for name, k in kernels(self.model).items()}
+                raise KeyboardInterrupt
+
+    stop, backup = Stop(), str(tmp_path / "b")
+    prune = everywhere(schedule, criterion=Largest())
+    with pytest.raises(KeyboardInterrupt):
+        fit(prune, keras.callbacks.BackupAndRestore(backup), stop, epochs=3)
+    again = everywhere(schedule, criterion=Largest())
+    model = fit(again, keras.callbacks.BackupAndRestore(backup), epochs=3)
+    assert again.report is not None
+    assert again.report.start_step == 8
+    for name, kernel in kernels(model).items():
+        assert (stop.zeros[name] <= (kernel == 0)).all()
+        assert (kernel == 0).sum() == math.floor(0.6 * kernel.size + 0.5)
+
+
 def test_training_resumes_where_it_was(tmp_path: pathlib.Path) -> None:
     def prune() -> PruneWeights:
-        return PruneWeights(PolynomialDecay(0.0, 0.5, 0, 12, frequency=1), unit=NM(2, 4))
+        return everywhere(PolynomialDecay(0.0, 0.5, 0, 12, frequency=1), unit=NM(2, 4))
 
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -232,7 +336,7 @@ def test_training_resumes_where_it_was(tmp_path: pathlib.Path) -> None:
 
 
 def test_another_unit_goes_on_from_the_zeros_there_are() -> None:
-    model = fit(PruneWeights(ConstantSparsity(0.3)))
+    model = fit(everywhere(ConstantSparsity(0.3)))
     before = {name: kernel == 0 for name, kernel in kernels(model).items()}
     fit(PruneWeights.from_zeros(ConstantSparsity(0.5), unit=NM(2, 4)), model=model)
     for name, kernel in kernels(model).items():
@@ -255,7 +359,7 @@ def test_a_criterion_of_ones_own() -> None:
     start = kernels(model)
     schedule = PolynomialDecay(0.2, 0.5, 0, 4, frequency=1)
     fit(
-        PruneWeights(schedule, criterion=Largest()),
+        everywhere(schedule, criterion=Largest()),
         model=model,
         optimizer=keras.optimizers.SGD(0.0),
     )
@@ -281,7 +385,7 @@ def test_wrong_scores_are_refused(bad: Any, message: str) -> None:
             return [bad(kernel) for kernel in kernels]
 
     with pytest.raises(TfcompError, match=message):
-        fit(PruneWeights(ConstantSparsity(0.5), criterion=Bad()))
+        fit(everywhere(ConstantSparsity(0.5), criterion=Bad()))
 
 
 @pytest.mark.parametrize(
@@ -289,7 +393,7 @@ def test_wrong_scores_are_refused(bad: Any, message: str) -> None:
 )
 def test_what_is_no_unit_or_criterion_is_refused(argument: str, value: Any) -> None:
     with pytest.raises(TfcompError, match=f"`{argument}` must be a tfcomp.pruning"):
-        PruneWeights(ConstantSparsity(0.5), **{argument: value})
+        everywhere(ConstantSparsity(0.5), **{argument: value})
 
 
 # ---- overrides, first and last
@@ -301,7 +405,7 @@ def shares_of_zeros(model: Any) -> dict[str, float]:
 
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_overrides(scope: Any) -> None:
-    prune = PruneWeights(
+    prune = everywhere(
         PolynomialDecay(0.0, 0.75, 0, 8, frequency=1),
         scope=scope,
         overrides={"st*": None, "conv": 0.5, "con?": NM(2, 4)},
@@ -332,14 +436,50 @@ def test_an_override_follows_the_course_of_the_schedule() -> None:
 
     schedule = PolynomialDecay(0.0, 0.8, 0, 8, frequency=1)
     zeros = Zeros()
-    fit(PruneWeights(schedule, overrides={"logits": 0.4}), zeros)
+    fit(everywhere(schedule, overrides={"logits": 0.4}), zeros)
     for t, (stem, _, logits) in enumerate(zeros.found, 1):
         assert stem == math.floor(schedule(t) * 216 + 0.5)
         assert logits == math.floor(schedule(t) / 2 * 120 + 0.5)
 
 
+def test_the_ends_of_a_network_with_convolutions_are_spared() -> None:
+    prune = PruneWeights(ConstantSparsity(0.5))
+    found = shares_of_zeros(fit(prune))
+    assert found == {"stem": 0, "conv": 0.5, "logits": 0}
+    assert prune.report is not None
+    assert "`first=True` takes it" in next(
+        why for name, why in prune.report.skipped.items() if "stem/kernel" in name
+    )
+    # One who names an end, or says it outright, means it.
+    assert shares_of_zeros(fit(PruneWeights(ConstantSparsity(0.5), last=True)))["logits"] == 0.5
+    named = PruneWeights(ConstantSparsity(0.5), overrides={"st?m": 0.25})
+    assert shares_of_zeros(fit(named)) == {"stem": 0.25, "conv": 0.5, "logits": 0}
+    # What was pruned is held, at the ends too.
+    model = fit(everywhere(ConstantSparsity(0.5)))
+    fit(PruneWeights.from_zeros(), model=model)
+    assert shares_of_zeros(model) == {"stem": 0.5, "conv": 0.5, "logits": 0.5}
+
+
+def test_a_network_of_dense_layers_is_pruned_as_a_whole() -> None:
+    flat, dense = layers.Flatten(), [layers.Dense(8), layers.Dense(8), layers.Dense(3)]
+    model = keras.Sequential([keras.Input((6, 6, 3)), flat, *dense])
+    prune = PruneWeights(ConstantSparsity(0.5))
+    fit(prune, model=model)
+    assert prune.report is not None
+    assert [row.sparsity for row in prune.report.kernels] == [0.5, 0.5, 0.5]
+
+
+def test_a_network_of_two_kernels_has_no_ends_to_spare() -> None:
+    head = [layers.Flatten(), layers.Dense(3)]
+    model = keras.Sequential([keras.Input((6, 6, 3)), layers.Conv2D(4, 3), *head])
+    prune = PruneWeights(ConstantSparsity(0.5))
+    fit(prune, model=model)
+    assert prune.report is not None
+    assert [row.sparsity for row in prune.report.kernels] == [0.5, 0.5]
+
+
 def test_a_schedule_of_its_own_is_waited_for() -> None:
-    prune = PruneWeights(ConstantSparsity(0.5), overrides={"conv": ConstantSparsity(0.25, 100)})
+    prune = everywhere(ConstantSparsity(0.5), overrides={"conv": ConstantSparsity(0.25, 100)})
     with pytest.warns(UserWarning, match="of the 100 that"):
         model = fit(prune)
     assert shares_of_zeros(model)["conv"] == 0
@@ -358,7 +498,7 @@ def test_a_schedule_of_its_own_is_waited_for() -> None:
 )
 def test_wrong_overrides_are_refused(overrides: Any, message: str) -> None:
     with pytest.raises(TfcompError, match=message):
-        fit(PruneWeights(ConstantSparsity(0.6), overrides=overrides))
+        fit(everywhere(ConstantSparsity(0.6), overrides=overrides))
 
 
 def test_first_and_last_can_be_spared() -> None:
@@ -392,7 +532,7 @@ def test_iterative_rounds() -> None:
             int((np.asarray(model.get_layer("conv").kernel) == 0).sum())
         )
     )
-    fit(PruneWeights(schedule), count, model=model)
+    fit(everywhere(schedule), count, model=model)
     rounds = [0, 1, 1, 2, 2, 3, 3, 4, 4][1:]
     expected = [math.floor((1 - 0.2 ** (r / 4)) * 720 + 0.5) for r in rounds]
     assert found == expected

@@ -39,7 +39,7 @@ def kernel(model, name):
 
 def pruned(unit, **options):
     model = network()
-    prune = PruneWeights(ConstantSparsity(0.5), unit=unit, **options)
+    prune = PruneWeights(ConstantSparsity(0.5), unit=unit, first=True, last=True, **options)
     train(model, prune)
     zeros = {name: kernel(model, name) == 0 for name in NAMES}
     assert prune.report.sparsity == pytest.approx(0.5, abs=0.03)
@@ -121,7 +121,8 @@ def test_other_units(unit, tmp_path):
 def _check_kernels(unit, path):
     """Only convolutions have kernels: dense layers keep all."""
     model, zeros = network(), {}
-    train(model, PruneWeights(ConstantSparsity(0.5), unit=unit, skip=["hidden", "logits"]))
+    convolutions = {"skip": ["hidden", "logits"], "first": True}
+    train(model, PruneWeights(ConstantSparsity(0.5), unit=unit, **convolutions))
     zeros = {name: kernel(model, name) == 0 for name in NAMES}
     assert zeros["second"].all(axis=(0, 1)).sum() == 32
     aware = quantize_aware(model)

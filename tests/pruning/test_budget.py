@@ -187,6 +187,7 @@ def test_latency_of_a_file_is_a_time():
         ({"latency_ms": float("nan")}, "above 0"),
         ({"file_bytes": "small"}, "above 0"),
         ({"parameters": True}, "above 0"),
+        ({"parameters": 0.5, "dtype": "int9"}, "Received: 'int9'"),
     ],
 )
 def test_bad_budgets_are_told_in_one_line(arguments, words):
@@ -223,4 +224,13 @@ def test_a_ratio_for_each_layer():
         shrink(model, {"c": 0.5}, scope="global")
     with pytest.raises(TfcompError, match=r"Did you mean 0\.5"):
         shrink(model, {"c": 50})
+    with pytest.raises(TfcompError, match="'y' is an output of the model"):
+        shrink(model, {"c": 0.5, "y": 0.5})
+    with pytest.raises(TfcompError, match="by the names of layers"):
+        shrink(model, {})
+    removed = {layer.name: layer.removed for layer in report.layers}
+    assert removed["a"] == removed["b"]
+    kept = np.delete(np.asarray(model.get_layer("c").kernel), removed["c"], axis=-1)
+    found = np.asarray(small.get_layer("c").kernel)
+    np.testing.assert_array_equal(found, np.delete(kept, removed["b"], axis=-2))
     assert small.count_params() < model.count_params()

@@ -297,6 +297,42 @@ def test_taylor_needs_labels_and_a_loss() -> None:
         Taylor("mse", (X, Y), flops_weight=-1.0)
 
 
+CROSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+@pytest.mark.parametrize("kind", [Taylor, Oracle])
+@pytest.mark.parametrize(
+    ("loss", "labels", "message"),
+    [
+        ("mse", np.zeros((7, 5)), "they refuse: .*Dimensions must be equal"),
+        (CROSS, Y + 9, "they refuse: Received a label value of"),
+        ("mse", np.full((7, 3), np.nan), "`data` must be finite numbers"),
+    ],
+)
+def test_labels_that_a_loss_does_not_take(kind: Any, loss: Any, labels: Any, message: str) -> None:
+    with pytest.raises(TfcompError, match=message) as error:
+        kind(loss, (X, labels)).scores(dependencies(network()))
+    assert "\n" not in str(error.value)
+
+
+def test_several_outputs_need_one_cost_of_all() -> None:
+    x = keras.Input((6, 6, 2))
+    y = layers.Flatten()(layers.Conv2D(4, 3, name="c")(x))
+    model = keras.Model(x, [layers.Dense(3)(y), layers.Dense(2)(y)])
+    labels = (rng.normal(size=(7, 3)), rng.normal(size=(7, 2)))
+
+    def both(y: Any, found: Any) -> Any:
+        parts = [keras.ops.mean((p - t) ** 2, axis=-1) for t, p in zip(y, found, strict=True)]
+        return parts[0] + parts[1]
+
+    with pytest.raises(TfcompError, match="a loss for one output, and 2 outputs"):
+        shrink(model, 0.5, Taylor("mse", (X, labels)))
+    with pytest.raises(TfcompError, match="2 of them, one for each output"):
+        Taylor(["mse", "mse"], (X, labels))  # type: ignore[arg-type]
+    scores = [kind(both, (X, labels)).scores(dependencies(model))["c"] for kind in (Taylor, Oracle)]
+    assert all((score > 0).all() for score in scores)
+
+
 def test_apoz_without_a_relu_is_refused() -> None:
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="a"), layers.Dense(2)])
     with pytest.raises(TfcompError, match="expects activations of which some are zero"):
@@ -348,9 +384,18 @@ def test_sizes_that_a_model_leaves_open_are_free() -> None:
     assert shrink(model, criterion="hrank", data=images)[1].removed == 2
 
 
-def test_maps_that_are_not_finite_have_no_rank() -> None:
+@pytest.mark.parametrize("name", ["apoz", "hrank"])
+def test_data_that_are_not_finite_are_told(name: str) -> None:
     model = network()
     images = np.full((2, *model.input_shape[1:]), np.nan)
+    with pytest.raises(TfcompError, match="`data` must be finite numbers"):
+        shrink(model, criterion=name, data=images)
+
+
+def test_maps_that_are_not_finite_have_no_rank() -> None:
+    model = network()
+    model.set_weights([np.full(w.shape, np.nan) for w in model.get_weights()])
+    images = np.ones((2, *model.input_shape[1:]))
     with pytest.raises(TfcompError, match="HRank expects finite feature maps"):
         shrink(model, criterion="hrank", data=images)
 

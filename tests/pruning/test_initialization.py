@@ -15,9 +15,12 @@ from keras import layers
 from tfcomp.callbacks import PruneWeights
 from tfcomp.errors import TfcompError, UnsupportedModelError
 from tfcomp.pruning import (
+    NM,
     SNIP,
     ConstantSparsity,
+    Filters,
     GraSP,
+    Layers,
     Magnitude,
     RandomWeights,
     SynFlow,
@@ -239,6 +242,58 @@ def test_as_a_criterion_of_prune_weights() -> None:
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_whole_filters(scope: Any) -> None:
+    model = network("relu")
+    pruned, report = prune_at_initialization(
+        model, 0.5, SNIP((X, Y), "mse"), unit=Filters(), scope=scope
+    )
+    scores = SNIP((X, Y), "mse").scores(model, find_kernels(model)[0])
+    found = [np.asarray(k.variable) for k in find_kernels(pruned)[0]]
+    lost = [(kernel == 0).all(axis=0) for kernel in found]
+    for kernel, columns in zip(found, lost, strict=True):
+        assert (kernel != 0).all(axis=0).sum() == (~columns).sum()  # whole ones, or none of it
+    means = [score.mean(axis=0) for score in scores]
+    if scope == "local":
+        for mean, columns in zip(means, lost, strict=True):
+            count = (len(mean) + 1) // 2 if len(mean) > 1 else 0
+            np.testing.assert_array_equal(np.sort(mean)[:count], np.sort(mean[columns]))
+    else:
+        highest = max(m[c].max() for m, c in zip(means, lost, strict=True) if c.any())
+        assert all((m[~c] >= highest).all() for m, c in zip(means, lost, strict=True))
+        assert report.sparsity == pytest.approx(0.5, abs=0.1)
+
+
+def test_whole_layers_need_others_to_be_compared_with() -> None:
+    with pytest.raises(TfcompError, match='expects scope="global"'):
+        prune_at_initialization(network("relu"), 0.5, Magnitude(), unit=Layers(), scope="local")
+    with pytest.raises(TfcompError, match="one sparsity"):
+        prune_at_initialization(network("relu"), 0.3, Magnitude(), unit=NM(2, 4))
+
+
+class Ends(WeightCriterion):
+    """Keeps one weight of each kernel: no two of them follow each other."""
+
+    def scores(self, model: Any, kernels: Any) -> list[np.ndarray]:
+        scores = [np.zeros(k.variable.shape) for k in kernels]
+        for index, score in enumerate(scores):
+            score[0 if index % 2 else -1, 0 if index % 2 else -1] = 1
+        return scores
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", None])
+def test_a_network_without_a_way_through_it_is_told(activation: Any) -> None:
+    hidden = [layers.Dense(4, "relu"), layers.BatchNormalization(), layers.Dense(5, activation)]
+    model = keras.Sequential([keras.Input((4,)), *hidden])
+    with pytest.warns(UserWarning, match="no way through them"):
+        _, report = prune_at_initialization(model, 34 / 36, Ends())
+    assert report.disconnected
+    assert not report.collapsed
+    assert "no output depends on any input" in str(report)
+    _, report = prune_at_initialization(model, 0.5, RandomWeights())
+    assert not report.disconnected
+
+
 class Wrong(WeightCriterion):
     def scores(self, model: Any, kernels: Any) -> list[np.ndarray]:
         return [np.full(k.variable.shape, np.nan) for k in kernels]
@@ -252,8 +307,14 @@ class Wrong(WeightCriterion):
         (lambda m: prune_at_initialization(m, 0.5, Magnitude(), rounds=0), "`rounds`"),
         (lambda m: prune_at_initialization(m, 0.5, Magnitude(), scope="all"), "`scope`"),
         (lambda m: prune_at_initialization(m, 0.5, Wrong()), "not finite"),
-        (lambda m: prune_at_initialization(m, 0.5, SNIP((X, Y))), "expects one loss"),
+        (lambda m: prune_at_initialization(m, 0.5, SNIP((X, Y))), "expects a loss"),
         (lambda m: prune_at_initialization(m, 0.5, SNIP(X, "mse")), "inputs, labels"),
+        (lambda m: prune_at_initialization(m, 0.5, SNIP((X[:, :2], Y), "mse")), "they refuse"),
+        (lambda m: prune_at_initialization(m, 0.5, SNIP((X, Y[:, [0] * 7]), "mse")), "they refuse"),
+        (lambda m: prune_at_initialization(m, 0.5, SNIP((X * np.nan, Y), "mse")), "finite"),
+        (lambda m: prune_at_initialization(m, 0.5, SNIP((X, Y), ["mse"])), "one cost"),
+        (lambda m: SNIP((X, Y), "foo"), "`loss` must be"),
+        (lambda m: prune_at_initialization(m, 0.5, Magnitude(), unit="weights"), "`unit`"),
         (lambda m: GraSP((X, Y), "mse", 0.0), "temperature"),
         (lambda m: SNIP((X, Y)).get_config(), "holds data"),
     ],
@@ -267,6 +328,20 @@ def test_refusals(call: Any, message: str) -> None:
 class Own(keras.Model):
     def call(self, x: Any) -> Any:
         return x
+
+
+def test_several_outputs_need_one_cost_of_all() -> None:
+    x = keras.Input((X.shape[1],))
+    model = keras.Model(x, [layers.Dense(3)(x), layers.Dense(2)(x)])
+    labels = (np.zeros((len(X), 3)), np.ones((len(X), 2)))
+
+    def both(y: Any, predictions: Any) -> Any:
+        return sum(keras.ops.mean((p - t) ** 2) for t, p in zip(y, predictions, strict=True))
+
+    with pytest.raises(TfcompError, match="a loss for one output, and 2 outputs") as error:
+        prune_at_initialization(model, 0.5, SNIP((X, labels), "mse"))
+    assert "\n" not in str(error.value)
+    assert prune_at_initialization(model, 0.5, SNIP((X, labels), both))[1].sparsity == 0.5
 
 
 def test_models_that_cannot_be_pruned_are_refused() -> None:

@@ -33,10 +33,14 @@ def network() -> keras.Model:
     )
 
 
-def train(model: Any, callbacks: Any) -> None:
+def train(model: Any, callbacks: Any, steps: int = 6) -> None:
     rate = keras.optimizers.schedules.CosineDecay(0.1, 6)
     model.compile(keras.optimizers.SGD(rate), "mse", jit_compile=False)
-    model.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=callbacks)
+    whole, rest = divmod(steps, 3)
+    options = {"batch_size": 8, "shuffle": False, "verbose": 0, "callbacks": callbacks}
+    model.fit(X, Y, epochs=whole, **options)
+    if rest:
+        model.fit(X[: 8 * rest], Y[: 8 * rest], epochs=1, **options)
 
 
 def loss(model: Any) -> float:
@@ -50,7 +54,9 @@ def by_hand(rounds: int, step: int, scope: str, learning_rate: bool) -> list[lis
     start, after = [w.copy() for w in theta], []
     for number in range(rounds + 1):
         w = [v.copy() for v in start]
-        for t in range(6):
+        # A rewound training goes on from its step, with the first batches.
+        begun = step if number else 0
+        for t in range(6 - begun):
             for v, mask in zip(w, masks, strict=True):
                 v *= mask
             part = slice(8 * (t % 3), 8 * (t % 3) + 8)
@@ -58,7 +64,7 @@ def by_hand(rounds: int, step: int, scope: str, learning_rate: bool) -> list[lis
             back = 2 * (hidden @ w[2] + w[3] - Y[part]) / 24
             inner = back @ w[2].T * (1 - hidden**2)
             slopes = [X[part].T @ inner, inner.sum(0), hidden.T @ back, back.sum(0)]
-            rate = 0.1 * 0.5 * (1 + np.cos(np.pi * t / 6))
+            rate = 0.1 * 0.5 * (1 + np.cos(np.pi * (t + begun) / 6))
             for v, mask, slope in zip(w, masks, slopes, strict=True):
                 v -= rate * slope
                 v *= mask
@@ -99,6 +105,16 @@ def test_rounds_are_those_of_the_paper(step: int, rewind: Any, scope: Any) -> No
     sizes = {0: 48, 2: 24}
     zeros = sum(int((expected[3][k] == 0).sum()) for k in sizes)
     assert ticket.rounds[-1].sparsity == zeros / 72
+    # The ticket, trained as its round was, is what the round found.
+    again = ticket.model()
+    begun = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: again.optimizer.iterations.assign(
+            max(step, int(again.optimizer.iterations))
+        )
+    )
+    train(again, [PruneWeights.from_zeros(), begun], steps=6 - step)
+    for found, wanted in zip(again.get_weights(), ticket.trained, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     if rewind == "weights" and step == 0:
         for found, first in zip(ticket.model().get_weights(), before, strict=True):
             kept = found != 0 if found.ndim > 1 else slice(None)
@@ -127,6 +143,10 @@ def test_a_search_resumes(tmp_path: pathlib.Path) -> None:
     for one, other in zip(kept.masks, whole.masks, strict=True):
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
+    with np.load(tmp_path / "round-2.npz") as stored:
+        assert float(stored["score"]) == whole.rounds[2].score
+        for name, mask in whole.masks[2].items():
+            np.testing.assert_array_equal(stored[f"mask/{name}"], mask)
     with pytest.raises(TfcompError, match="another search"):
         find_ticket(network(), train, loss, 0.48, rewind_to=2, directory=tmp_path)
 
@@ -178,6 +198,7 @@ def test_layers_have_rates_of_their_own() -> None:
         ({"rewind": "both"}, "`rewind` must be one of"),
         ({"rewind_to": 99}, "training saw 6 batches"),
         ({"rewind_to": -1}, "0 or more"),
+        ({"rewind": "learning_rate", "rewind_to": 2}, "no step to go back to"),
         ({"rates": {"b": 0.1}}, '`rates` are for scope="local"'),
         ({"skip": ["c"]}, "must name layers"),
     ],
@@ -193,10 +214,15 @@ def test_a_train_that_ignores_its_callbacks_is_noticed() -> None:
         find_ticket(network(), lambda model, _: train(model, []), loss, 0.5)
 
 
+def test_a_train_that_does_not_train_is_noticed() -> None:
+    with pytest.raises(TfcompError, match="not one weight has changed in round 0"):
+        find_ticket(network(), lambda model, callbacks: None, loss, 0.5)
+
+
 @pytest.mark.parametrize("received", [float("nan"), None])
 def test_scores_that_are_no_numbers_are_refused(received: Any) -> None:
     with pytest.raises(TfcompError, match="`evaluate` must return a finite number") as caught:
-        find_ticket(network(), lambda m, c: None, lambda m: received, sparsity=0.5)
+        find_ticket(network(), train, lambda m: received, sparsity=0.5)
     assert "\n" not in str(caught.value)
 
 

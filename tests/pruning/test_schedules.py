@@ -14,7 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfcomp.errors import TfcompError
-from tfcomp.pruning import ConstantSparsity, CosineDecay, PolynomialDecay, Schedule
+from tfcomp.pruning import (
+    ConstantSparsity,
+    CosineDecay,
+    IterativeSparsity,
+    PolynomialDecay,
+    Schedule,
+)
 
 fractions = st.floats(0, 1, exclude_max=True, allow_subnormal=False)
 begins = st.integers(0, 500)
@@ -113,6 +119,12 @@ class TestPolynomialDecay(ScheduleContract):
         schedule = PolynomialDecay(0.2, 0.6, 10, 14, power=1, frequency=1)
         values = [schedule(step) for step in range(10, 15)]
         np.testing.assert_allclose(values, np.linspace(0.2, 0.6, 5), atol=1e-15)
+
+
+class TestIterativeSparsity(ScheduleContract):
+    schedules = st.builds(
+        IterativeSparsity, fractions, st.integers(1, 9), st.integers(1, 90), begins
+    )
 
 
 class TestCosineDecay(ScheduleContract):

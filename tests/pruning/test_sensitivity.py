@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from keras import layers
 
+from tfcomp.callbacks import PruneWeights
 from tfcomp.errors import TfcompError
 from tfcomp.pruning import (
+    ConstantSparsity,
     Criterion,
     Sensitivity,
     WeightCriterion,
@@ -46,12 +48,29 @@ def test_weights_are_pruned_one_layer_at_a_time():
     table = sensitivity(model, score, sparsities=[0.75, 0.25])
     assert table.sparsities == (0.25, 0.75)
     assert table.baseline == score(model)
-    assert table.sizes == {"m/one/kernel": 48, "m/two/kernel": 32, "m/y/kernel": 12}
+    assert table.sizes == {"one/kernel": 48, "two/kernel": 32, "y/kernel": 12}
     for name, row in table.scores.items():
-        expected = [pruned_by_hand(model, name.split("/")[1], s) for s in (0.25, 0.75)]
+        expected = [pruned_by_hand(model, name.split("/")[0], s) for s in (0.25, 0.75)]
         np.testing.assert_allclose(row, expected, rtol=1e-6)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_prune_weights_takes_the_ratios():
+    x = keras.Input((6, 6, 2))
+    y = layers.DepthwiseConv2D(3, name="depthwise")(layers.Conv2D(4, 1, name="first")(x))
+    y = layers.Flatten()(layers.Conv2D(4, 1, name="second")(y))
+    model = keras.Sequential([keras.Model(x, layers.Dense(3, name="y")(y))], name="one")
+    images = np.random.default_rng(0).normal(size=(8, 6, 6, 2))
+    table = sensitivity(model, lambda m: -float(np.mean(m(images) ** 2)), sparsities=[0.5])
+    assert not [name for name in table.scores if "depthwise" in name or "one/" in name]
+    ratios = table.ratios(total=0.5)
+    model.compile("sgd", "mse")
+    prune = PruneWeights(ConstantSparsity(0.0), overrides=ratios)
+    model.fit(images, np.ones((8, 3)), verbose=0, callbacks=[prune])
+    assert [row.sparsity for row in prune.report.kernels] == [0.5, 0.5, 0.5]
+    every = sensitivity(model, lambda m: 1.0, sparsities=[0.5], depthwise=True)
+    assert len(every.scores) == 4
 
 
 def test_channels_are_removed_one_group_at_a_time():

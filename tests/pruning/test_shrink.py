@@ -645,6 +645,16 @@ def test_bad_scores_are_refused(scores):
         shrink(chain(4, classes=4), criterion=Bad())
 
 
+def test_scores_that_are_no_dict_are_refused():
+    class Nothing(Criterion):
+        def scores(self, dependencies):
+            return None
+
+    with pytest.raises(TfcompError, match="as a dict from names of layers to arrays") as caught:
+        shrink(chain(4), criterion=Nothing())
+    assert "\n" not in str(caught.value)
+
+
 def test_a_model_without_anything_to_cut_is_refused_with_the_reasons():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="only")])
     with pytest.raises(TfcompError, match="only: is an output of the model"):

@@ -12,7 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfcomp.errors import TfcompError
-from tfcomp.pruning import NM, Blocks, Kernels, Unit, Weights, find_kernels, keep_masks
+from tfcomp.pruning import (
+    NM,
+    Blocks,
+    Filters,
+    Kernels,
+    Layers,
+    Unit,
+    Weights,
+    find_kernels,
+    keep_masks,
+)
+from tfcomp.pruning.masks import keep_masks_of_size
 from tfcomp.pruning.sparsity import Kernel
 
 
@@ -41,6 +52,10 @@ def members(unit: Unit, kernel: Kernel) -> list[list[tuple[int, ...]]]:
             key = (*stack, entry // unit.inputs, flat // unit.outputs)
         elif isinstance(unit, Kernels):
             key = place[kernel.window_axes :]
+        elif isinstance(unit, Filters):
+            key = place[kernel.window_axes :] if kernel.input_axis is None else (flat,)
+        elif isinstance(unit, Layers):
+            key = ()
         else:
             key = place
         found.setdefault(key, []).append(place)
@@ -55,7 +70,9 @@ LAYOUTS = [
     ((2, 6, 5), 1, 0),  # attention's output
     ((3, 3, 4, 2), None, 2),  # depthwise
 ]
-UNITS: list[Unit] = [Weights(), NM(2, 4), NM(1, 3), Blocks(2, 3), Blocks(4, 1), Kernels()]
+UNITS: list[Unit] = [
+    Weights(), NM(2, 4), NM(1, 3), Blocks(2, 3), Blocks(4, 1), Kernels(), Filters(), Layers()
+]  # fmt: skip
 CASES = [
     (unit, layout)
     for unit in UNITS
@@ -73,6 +90,8 @@ def test_split_and_join_are_as_loops_have_it(unit: Unit, layout: Any) -> None:
     assert [sorted(row[row > 0].tolist()) for row in rows] == [sorted(part) for part in expected]
     np.testing.assert_array_equal(unit.join(kernel, rows), values)
     assert unit.count(kernel) == len(expected)
+    sizes = [1] * len(expected) if isinstance(unit, NM) else [len(part) for part in expected]
+    assert np.broadcast_to(unit.sizes(kernel), len(expected)).tolist() == sizes
 
 
 @pytest.mark.parametrize(("unit", "layout"), CASES, ids=str)
@@ -115,6 +134,28 @@ def test_the_right_parts_go(unit: Unit, layout: Any, seed: int, share: float) ->
     np.testing.assert_array_equal(new, expected)
     assert unit.n_removed(kernel, new) >= count
     assert not (new & ~keep).any()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), min_size=1), min_size=1),
+    st.floats(0, 1),
+)
+def test_sizes_come_as_near_as_they_can(pairs: list[list[tuple[int, int]]], share: float) -> None:
+    """Tried one count after the other."""
+    scores = [np.array([score for score, _ in part], np.float32) for part in pairs]
+    sizes = [np.array([size for _, size in part]) for part in pairs]
+    flat = np.concatenate(sizes)[np.argsort(np.concatenate(scores), kind="stable")]
+    wanted = int(share * flat.sum())
+    misses = [abs(int(flat[:count].sum()) - wanted) for count in range(len(flat))]
+    best = max(count for count, miss in enumerate(misses) if miss == min(misses))
+    gone = ~np.concatenate(keep_masks_of_size(scores, list(sizes), wanted))
+    assert (
+        sorted(np.argsort(np.concatenate(scores), kind="stable")[:best])
+        == np.flatnonzero(gone).tolist()
+    )
+    alike = keep_masks_of_size(scores, [3] * len(scores), 3 * best)
+    np.testing.assert_array_equal(np.concatenate(alike), ~gone)
 
 
 def test_of_equal_weights_the_first_go() -> None:

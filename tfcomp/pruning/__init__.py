@@ -35,7 +35,8 @@ from tfcomp.pruning.shrink import LayerChannels, ShrinkReport, shrink
 from tfcomp.pruning.sparsity import Kernel, KernelSparsity, find_kernels
 from tfcomp.pruning.supermask import Supermask, SupermaskTrainer, supermask
 from tfcomp.pruning.taylor import Oracle, Taylor
-from tfcomp.pruning.units import NM, Blocks, Kernels, Unit, Weights
+from tfcomp.pruning.thresholds import threshold_ratios
+from tfcomp.pruning.units import NM, Blocks, Filters, Kernels, Layers, Unit, Weights
 from tfcomp.pruning.weight_criteria import Magnitude, WeightCriterion
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "EnergyCosts",
     "EnergyReport",
     "ErrorBarrier",
+    "Filters",
     "GraSP",
     "HRank",
     "InitializationReport",
@@ -67,6 +69,7 @@ __all__ = [
     "LayerChannels",
     "LayerEnergy",
     "LayerError",
+    "Layers",
     "Magnitude",
     "Masked",
     "Oracle",
@@ -98,4 +101,5 @@ __all__ = [
     "sensitivity",
     "shrink",
     "supermask",
+    "threshold_ratios",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from tfcomp.conversion import convert
+from tfcomp.conversion.convert import DTYPES
 from tfcomp.errors import TfcompError
 from tfcomp.profiling import profile
 
@@ -60,7 +61,8 @@ class Budget:
         calibration: Examples for `tfcomp.convert`, where `dtype` needs them.
 
     Raises:
-        TfcompError: If none or several limits are given, or one is not above 0.
+        TfcompError: If none or several limits are given, one is not above 0, or
+            `dtype` is not known.
 
     Example:
         >>> Budget(macs=0.5).describe()
@@ -88,6 +90,8 @@ class Budget:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not value > 0:
             raise TfcompError(f"`{name}` must be a number above 0. Received: {value!r}.")
+        if self.dtype not in DTYPES:
+            raise TfcompError(f"`dtype` must be one of {DTYPES}. Received: {self.dtype!r}.")
 
     @property
     def kind(self) -> str:

@@ -12,7 +12,7 @@ from tfcomp.graph import FIXED, Dependencies, Graph, Producer
 from tfcomp.graph.feature_maps import channel_axis, feature_maps
 from tfcomp.graph.trace import Tensor
 from tfcomp.pruning.criteria import Criterion
-from tfcomp.pruning.samples import batches_of, check_shapes
+from tfcomp.pruning.samples import batches_of, check_shapes, labelled_batches
 
 Maps = dict[str, tuple[Tensor, ...]]
 
@@ -51,20 +51,12 @@ class DataCriterion(Criterion):
 
     def _batches(self, graph: Graph, labels: bool = False) -> Iterator[tuple[Any, Any]]:
         """Inputs and labels, batch by batch; labels that are not asked for are not looked at."""
-        count = 0
-        for item in batches_of(self.data, self.batch_size, type(self).__name__):
-            x, y, weight = keras.utils.unpack_x_y_sample_weight(item)
-            if labels and (y is None or weight is not None):
-                got = "inputs alone" if y is None else "sample weights too"
-                raise TfcompError(
-                    f"{type(self).__name__} expects data of (inputs, labels). Received: {got}."
-                )
-            if not count:
-                check_shapes(graph, x, type(self).__name__)
-            count += 1
+        user = type(self).__name__
+        pairs = labelled_batches if labels else _unlabelled_batches
+        for index, (x, y) in enumerate(pairs(self.data, self.batch_size, user)):
+            if not index:
+                check_shapes(graph, x, user)
             yield x, y
-        if not count:
-            raise TfcompError(f"{type(self).__name__} expects data. Received: no batch.")
 
     def _maps(self, dependencies: Dependencies, through_sums: bool = False) -> Maps:
         """The feature maps of all layers of which something can be removed, by name.
@@ -88,6 +80,15 @@ class DataCriterion(Criterion):
                     f"of that kind. Name it in `spare`, or use a criterion on weights."
                 )
         return maps
+
+
+def _unlabelled_batches(data: Any, batch_size: int, user: str) -> Iterator[tuple[Any, None]]:
+    count = 0
+    for item in batches_of(data, batch_size, user):
+        count += 1
+        yield keras.utils.unpack_x_y_sample_weight(item)[0], None
+    if not count:
+        raise TfcompError(f"{user} expects data. Received: no batch.")
 
 
 def removable(producer: Producer) -> bool:

@@ -128,6 +128,9 @@ def prune_by_energy(
        mean square of an input, whose error on rows held out, in five folds, is within 10 % of
        the least: 1e-6 where samples are many, and ∞, no fit at all, where they are too few.
 
+    The time grows with the square of a layer's inputs, k·k·channels of a convolution, and faster
+    for wide ones: seconds at 1,000, a quarter of a minute at 2,000, a minute at 4,600.
+
     Then the whole is to be trained on, with `PruneWeights.from_zeros()`, which keeps the zeros.
 
     Yang, Chen and Sze 2016, "Designing Energy-Efficient Convolutional Neural Networks using

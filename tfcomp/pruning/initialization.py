@@ -14,9 +14,11 @@ import tensorflow as tf
 
 from tfcomp.errors import TfcompError
 from tfcomp.graph import rebuild, trace
-from tfcomp.pruning.masks import keep_masks, pruned_count
+from tfcomp.pruning.cost import check_outputs, loss_function, told
+from tfcomp.pruning.samples import labelled_batches
 from tfcomp.pruning.schedules import check_sparsity
 from tfcomp.pruning.sparsity import Kernel, KernelSparsity, find_kernels, measure, total_sparsity
+from tfcomp.pruning.units import Filters, Unit, Weights, remove_lowest, total_of
 from tfcomp.pruning.weight_criteria import Scores, WeightCriterion
 
 
@@ -58,7 +60,10 @@ class _LossCriterion(WeightCriterion):
     """
 
     def __init__(self, data: Any, loss: Any = None, batch_size: int = 128) -> None:
-        self.data, self.loss, self.batch_size = data, loss, batch_size
+        self.data, self.batch_size = data, batch_size
+        if loss is not None:
+            loss_function(loss)  # refuses what is none
+        self.loss = loss
 
     def get_config(self) -> dict[str, Any]:
         """Refuses: data is not part of a configuration."""
@@ -76,32 +81,15 @@ class _LossCriterion(WeightCriterion):
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
-    def _batches(self) -> Iterator[tuple[Any, Any]]:
-        data = self.data
-        if not isinstance(data, tf.data.Dataset):
-            if not isinstance(data, tuple) or len(data) != 2:
-                raise TfcompError(
-                    f"{type(self).__name__} expects data of (inputs, labels). Received: "
-                    f"{type(data).__name__}."
-                )
-            data = tf.data.Dataset.from_tensor_slices(data).batch(self.batch_size)
-        for item in data:
-            x, y, weight = keras.utils.unpack_x_y_sample_weight(item)
-            if y is None or weight is not None:
-                got = "inputs alone" if y is None else "sample weights too"
-                raise TfcompError(
-                    f"{type(self).__name__} expects data of (inputs, labels). Received: {got}."
-                )
-            yield x, y
-
     def _cost(self, model: keras.Model) -> Callable[[Any, Any], Any]:
         loss = getattr(model, "loss", None) if self.loss is None else self.loss
-        if loss is None or isinstance(loss, (dict, list)):
+        if loss is None:
             raise TfcompError(
-                f"{type(self).__name__} expects one loss. Received: {loss!r}. Pass `loss`, or "
+                f"{type(self).__name__} expects a loss. Received: none. Pass `loss`, or "
                 "compile the model with it."
             )
-        function = keras.losses.get(loss)
+        check_outputs(loss, model, type(self).__name__)
+        function = loss_function(loss)
 
         def cost(x: Any, y: Any) -> Any:
             predictions = self._predictions(model(x, training=True))
@@ -137,13 +125,14 @@ class _LossCriterion(WeightCriterion):
         total = [np.zeros(tuple(kernel.variable.shape)) for kernel in kernels]
         samples = 0
         with _restored(model):
-            for x, y in self._batches():
+            user = type(self).__name__
+            for x, y in labelled_batches(self.data, self.batch_size, user):
                 size = len(keras.tree.flatten(x)[0])
-                for sums, gradient in zip(total, step(x, y), strict=True):
+                with told(user):
+                    found = step(x, y)
+                for sums, gradient in zip(total, found, strict=True):
                     sums += np.asarray(gradient, np.float64) * size
                 samples += size
-        if not samples:
-            raise TfcompError(f"{type(self).__name__} expects data. Received: no batch.")
         return [gradient / samples for gradient in total]
 
 
@@ -244,6 +233,9 @@ class SynFlow(WeightCriterion):
     in many rounds no layer is emptied before all others: `prune_at_initialization` takes 100.
     The model runs in inference, BatchNormalization with its own statistics.
 
+    In `PruneWeights` each rise of the schedule is a round: give it many, by `PolynomialDecay` or
+    `IterativeSparsity`.
+
     Tanaka, Kunin, Yamins and Ganguli 2020, "Pruning neural networks without any data by
     iteratively conserving synaptic flow", arXiv:2006.05467.
 
@@ -303,6 +295,8 @@ class InitializationReport:
         rounds: In how many rounds.
         collapsed: Kernels of which no weight is left: nothing passes them, and the network
             cannot learn (layer collapse).
+        disconnected: Whether no output depends on any input: the same without an empty kernel.
+            It is found where inputs are of a fixed shape and of floating-point numbers.
     """
 
     kernels: tuple[KernelSparsity, ...]
@@ -311,6 +305,7 @@ class InitializationReport:
     criterion: str
     rounds: int
     collapsed: tuple[str, ...]
+    disconnected: bool = False
 
     @property
     def sparsity(self) -> float:
@@ -327,6 +322,7 @@ class InitializationReport:
             f"{zeros:,} of {size:,} weights are zero: {self.sparsity:.4f} (asked "
             f"{self.asked:.4f}) by {self.criterion} in {self.rounds} rounds"
         ]
+        lines += ["  collapsed: no output depends on any input"] if self.disconnected else []
         lines += [
             f"  {row.sparsity:.4f}  {row.zeros:>10,} of {row.size:>10,}  {row.name}"
             + ("  collapsed: nothing is left" if row.name in self.collapsed else "")
@@ -343,13 +339,15 @@ def prune_at_initialization(
     *,
     scope: Literal["local", "global"] = "global",
     rounds: int | None = None,
+    unit: Unit | None = None,
     skip: Iterable[Any] = (),
     depthwise: bool = False,
 ) -> tuple[keras.Model, InitializationReport]:
     """Sets the weights of lowest score to zero in a copy of a model that is not yet trained.
 
     In round r of R the ⌊(1 − (1 − s)^(r/R))·n + ½⌋ lowest scores are zero, given anew with the
-    zeros of the rounds before. Train the copy with `PruneWeights.from_zeros()`, which keeps them.
+    zeros of the rounds before; with another `unit` whole units, as in `PruneWeights`. Train the
+    copy with `PruneWeights.from_zeros()`, which keeps them.
 
     Args:
         model: A built functional or Sequential model.
@@ -358,11 +356,13 @@ def prune_at_initialization(
         scope: "global" (the default, as the papers have it) compares all weights; "local" those
             of one kernel.
         rounds: R. Default: the criterion's attribute `rounds`, 100 for `SynFlow`, else 1.
+        unit: What is removed together, as in `PruneWeights`. Default `Weights()`.
         skip: Layers to spare, as objects or names.
         depthwise: Whether depthwise kernels are pruned as well. Default False.
 
     Returns:
-        The copy, uncompiled, and a report; collapsed layers are in it, and warned of.
+        The copy, uncompiled, and a report; collapsed layers are in it, and warned of, as is a
+        network of which no output depends on any input.
 
     Raises:
         TfcompError: If an argument is not as described, or a score is not finite.
@@ -384,24 +384,40 @@ def prune_at_initialization(
     total = rounds if rounds is not None else getattr(criterion, "rounds", 1)
     if isinstance(total, bool) or not isinstance(total, int) or total < 1:
         raise TfcompError(f"`rounds` must be a whole number of at least 1. Received: {rounds!r}.")
+    part = _checked_unit(unit, sparsity, scope)
     pruned = rebuild(trace(model))
     kernels, skipped = find_kernels(pruned, skip=skip, depthwise=depthwise)
+    for kernel in kernels:
+        part.check(kernel)
+        if reason := part.why_idle(kernel):
+            skipped[kernel.name] = reason
+    kernels = tuple(kernel for kernel in kernels if kernel.name not in skipped)
     if not kernels:
-        raise TfcompError(f"There is no kernel to prune in the model {model.name!r}.")
+        reasons = "; ".join(f"{name} is {reason}" for name, reason in skipped.items())
+        raise TfcompError(f"There is no kernel to prune in the model {model.name!r}: {reasons}.")
     together = [list(kernels)] if scope == "global" else [[kernel] for kernel in kernels]
     for done in range(1, total + 1):
         share = sparsity if done == total else 1 - (1 - sparsity) ** (done / total)
         found = dict(zip(kernels, _scores(criterion, pruned, kernels, model), strict=True))
         for group in together:
-            _remove(group, [found[kernel] for kernel in group], share)
+            _remove(part, group, [found[kernel] for kernel in group], share)
     report = InitializationReport(
         kernels=measure(kernels),
         skipped=skipped,
         asked=sparsity,
         criterion=repr(criterion),
         rounds=total,
-        collapsed=tuple(kernel.name for kernel in kernels if kernel.zeros() == kernel.size),
+        collapsed=tuple(
+            kernel.name for kernel in kernels if not part.whole and kernel.zeros() == kernel.size
+        ),
+        disconnected=_is_disconnected(pruned, model),
     )
+    if report.disconnected and not report.collapsed:
+        warnings.warn(
+            "Layer collapse: each layer has weights left, but no way through them leads from an "
+            'input to an output. Ask for less, or take scope="local" or SynFlow.',
+            stacklevel=2,
+        )
     if report.collapsed:
         warnings.warn(
             f"Layer collapse: no weight is left in {', '.join(report.collapsed)}. Ask for less, "
@@ -411,10 +427,20 @@ def prune_at_initialization(
     return pruned, report
 
 
-def _remove(group: list[Kernel], scores: list[Scores], share: float) -> None:
+def _checked_unit(unit: Unit | None, sparsity: float, scope: str) -> Unit:
+    part = Weights() if unit is None else unit
+    if not isinstance(part, Unit):
+        raise TfcompError(f"`unit` must be a tfcomp.pruning.Unit. Received: {unit!r}.")
+    part.check_sparsity(sparsity)
+    if part.whole and scope != "global":
+        raise TfcompError(f'{part!r} expects scope="global". Received: scope={scope!r}.')
+    return part
+
+
+def _remove(unit: Unit, group: list[Kernel], scores: list[Scores], share: float) -> None:
     values = [kernel.value() for kernel in group]
-    ranked = [np.where(v != 0, s, -np.inf) for v, s in zip(values, scores, strict=True)]
-    masks = keep_masks(ranked, pruned_count(sum(v.size for v in values), share))
+    wanted = unit.target(total_of(unit, group), share)
+    masks = remove_lowest(unit, group, [v != 0 for v in values], scores, wanted)
     for kernel, value, mask in zip(group, values, masks, strict=True):
         kernel.variable.assign(np.where(mask, value, value.dtype.type(0)))
 
@@ -437,6 +463,47 @@ def _scores(
                 f"{np.count_nonzero(~np.isfinite(array))} not finite."
             )
     return scores
+
+
+def _is_disconnected(pruned: keras.Model, dense: keras.Model) -> bool:
+    """Whether the outputs depend on the inputs of the dense network, but not of the pruned one."""
+    return bool(_dependence(pruned) == 0 and _dependence(dense) > 0)
+
+
+def _dependence(model: keras.Model) -> float:
+    """Σ|∂R/∂x| with positive weights, of about 1 in sum for each output; 0 if it is not known.
+
+    Every way through such a network adds to R, a random sum of outputs, so that none hides another.
+    """
+    inputs = model.inputs
+    if any(None in tuple(x.shape)[1:] or "float" not in x.dtype for x in inputs):
+        return 0.0
+    ones = _ones(model)
+    kernels = {id(kernel.variable): kernel for kernel in find_kernels(model, depthwise=True)[0]}
+    rng = np.random.default_rng(0)
+    with _restored(model, trainable=True):
+        for variable in model.trainable_variables:
+            if keras.backend.is_float_dtype(variable.dtype):
+                variable.assign(_positive(variable, kernels.get(id(variable))))
+        with tf.GradientTape() as tape:
+            tape.watch(ones)
+            outputs = tf.nest.flatten(model(ones, training=False))
+            total = tf.add_n(
+                [
+                    tf.reduce_sum(tf.cast(y, tf.float32) * rng.uniform(0.5, 1.5, y.shape[1:]))
+                    for y in outputs
+                ]
+            )
+        slopes = tape.gradient(total, ones, unconnected_gradients="zero")
+    return float(sum(np.abs(np.asarray(slope)).sum() for slope in tf.nest.flatten(slopes)))
+
+
+def _positive(variable: Any, kernel: Kernel | None) -> Any:
+    value = np.abs(np.asarray(keras.ops.convert_to_numpy(variable), np.float64))
+    if kernel is None:
+        return value
+    stays = value != 0
+    return stays * (Filters().count(kernel) / max(stays.sum(), 1))
 
 
 @contextlib.contextmanager

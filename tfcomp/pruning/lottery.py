@@ -52,14 +52,15 @@ class Ticket:
     Attributes:
         rounds: Every round, the dense one first.
         masks: For each round, by the kernel's name, True where weights stay.
-        start: The weights that rounds begin from, in the order of `model.get_weights()`: those
-            of step k, or of the end of round 0 where only the learning rate is rewound.
+        starts: For each round, the weights that it begins from, in the order of
+            `model.get_weights()`: the initial ones, those of step k, or, where only the learning
+            rate is rewound, those that the round before has ended with.
         trained: The weights after the last round.
     """
 
     rounds: tuple[Round, ...]
     masks: tuple[dict[str, Mask], ...]
-    start: Weights
+    starts: tuple[Weights, ...]
     trained: Weights
     _model: keras.Model
 
@@ -72,7 +73,7 @@ class Ticket:
         Returns:
             The model, uncompiled. Train it with `PruneWeights.from_zeros()`.
         """
-        return self._with(rebuild(trace(self._model)), self.start, number)
+        return self._with(rebuild(trace(self._model)), self.starts[number], number)
 
     def result(self) -> keras.Model:
         """A copy with the weights that the last round ended with."""
@@ -92,7 +93,7 @@ class Ticket:
         found = initializers(model)
         fresh = []
         for index, (variable, path, value) in enumerate(
-            zip(model.weights, _paths(model), self.start, strict=True)
+            zip(model.weights, _paths(model), self.starts[0], strict=True)
         ):
             # Kernels anew, as their layers make them; biases and statistics as at the start.
             if path in self.masks[0]:
@@ -139,13 +140,16 @@ def find_ticket(
 
     After each round the ⌊(1 − (1 − p)^r)·n + ½⌋ weights of smallest magnitude are removed, p being
     the rate, until the sparsity is reached; those left go back to what they were at step k of
-    the first training (Frankle, Dziugaite, Roy and Carbin 2019, arXiv:1903.01611; with k = 0 the
-    lottery ticket of Frankle and Carbin 2018, arXiv:1803.03635). With `rewind="learning_rate"`
+    the first training, and are trained from there to its end: for T − k steps, the optimizer's
+    count of steps, which learning-rate schedules go by, beginning at k (Frankle, Dziugaite, Roy
+    and Carbin 2019, arXiv:1903.01611; with k = 0 the lottery ticket of Frankle and Carbin 2018,
+    arXiv:1803.03635). With `rewind="learning_rate"`
     they keep their values, and only the training, with its learning rates, begins anew (Renda,
     Frankle and Carbin 2020, arXiv:2003.02389).
 
     Masks are kept while `train` fits, by the callbacks that it is given. A directory keeps each
-    finished round; the next call with the same settings goes on from there.
+    finished round, its mask, weights and score; the next call with the same settings goes on from
+    there.
 
     Args:
         model: A built functional or Sequential model at its initial weights; not changed.
@@ -167,7 +171,7 @@ def find_ticket(
 
     Raises:
         TfcompError: If an argument is not as described, the directory holds rounds of other
-            settings, or training never reaches step k.
+            settings, or training changes nothing, or never reaches step k.
         UnsupportedModelError: If the model is subclassed or not built.
 
     Example:
@@ -187,6 +191,16 @@ def find_ticket(
     return search.run(rounds, sparsity, rate)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+    """A round that has been trained: the weights it ended with, those of step k, all its steps."""
+
+    score: float
+    weights: Weights
+    noted: Weights
+    steps: int
+
+
 class _Rewinding(keras.callbacks.Callback):
     """Takes down the weights after so many steps."""
 
@@ -198,6 +212,26 @@ class _Rewinding(keras.callbacks.Callback):
         self.done += 1
         if self.done == self.step:
             self.weights = self.model.get_weights()
+
+
+class _From(keras.callbacks.Callback):
+    """Trains from a step of the first training on, and no longer than that went."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        super().__init__()
+        self.step, self.left, self.begun = step, steps - step, False
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if not self.begun:
+            self.begun = True
+            optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+            count = next(v for v in optimizer.variables if v.name == "iteration")
+            count.assign(self.step)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.left -= 1
+        if self.left <= 0:
+            self.model.stop_training = True
 
 
 class _Search:
@@ -222,7 +256,7 @@ class _Search:
         self.folder = None if directory is None else pathlib.Path(directory)
         names = [item if isinstance(item, str) else item.name for item in skip]
         self.kernels, _ = find_kernels(self.model, skip=names)
-        self.settings: dict[str, Any] = {}
+        self.steps = 0  # of the first training
 
     def check(self, sparsity: float, rate: float) -> int:
         """How many rounds there are beside the dense one."""
@@ -245,6 +279,11 @@ class _Search:
             raise TfcompError(
                 f"`rewind_to` must be a number of steps, 0 or more. Received: {self.rewind_to!r}."
             )
+        if self.rewind == "learning_rate" and self.rewind_to:
+            raise TfcompError(
+                'With rewind="learning_rate" weights keep their values, and there is no step to go '
+                f"back to. Received: rewind_to={self.rewind_to!r}. Leave one of the two out."
+            )
         layers = {kernel.name.split("/")[-2] for kernel in self.kernels}
         if self.rates and (self.scope != "local" or not layers >= set(self.rates)):
             raise TfcompError(
@@ -257,31 +296,30 @@ class _Search:
     def run(self, rounds: int, sparsity: float, rate: float) -> Ticket:
         """All rounds, those that are kept from the directory."""
         self._open(sparsity, rate)
-        initial = self.model.get_weights()
         masks = {kernel.name: np.ones(kernel.variable.shape, np.bool_) for kernel in self.kernels}
-        start, weights = initial, initial
+        begin = self.model.get_weights()
+        starts: list[Weights] = []
         done: list[Round] = []
         kept: list[dict[str, Mask]] = []
         for number in range(rounds + 1):
             kept.append(masks)
-            found = self._stored(number)
-            if found is None:
-                found = self._round(number, masks, start if self.rewind == "weights" else weights)
-                self._store(number, *found)
-            score, weights, noted = found
+            starts.append(begin)
+            found = self._stored(number) or self._round(number, masks, begin)
+            self._store(number, found, masks)
             if number == 0:
-                start = initial if self.rewind_to == 0 else noted
-                if self.rewind == "learning_rate":
-                    start = weights
+                self.steps = found.steps
+                # Rounds begin from step k, of which round 0 is the only one to know.
+                begin = found.noted
+                starts[0] = begin
+            if self.rewind == "learning_rate":
+                begin = found.weights
             zeros = sum(int(np.count_nonzero(~mask)) for mask in masks.values())
             size = sum(kernel.size for kernel in self.kernels)
-            done.append(Round(number, zeros / size, score))
-            masks = self._next(masks, weights, number + 1, rate)
-        return Ticket(tuple(done), tuple(kept), start, weights, self.model)
+            done.append(Round(number, zeros / size, found.score))
+            masks = self._next(masks, found.weights, number + 1, rate)
+        return Ticket(tuple(done), tuple(kept), tuple(starts), found.weights, self.model)
 
-    def _round(
-        self, number: int, masks: dict[str, Mask], begin: Weights
-    ) -> tuple[float, Weights, Weights]:
+    def _round(self, number: int, masks: dict[str, Mask], begin: Weights) -> _Trained:
         model = rebuild(trace(self.model))
         values = []
         for path, value in zip(_paths(model), begin, strict=True):
@@ -289,21 +327,22 @@ class _Search:
                 value = np.where(masks[path], value, value.dtype.type(0))
             values.append(value)
         model.set_weights(values)
-        rewinding = _Rewinding(self.rewind_to)
-        callbacks: list[keras.callbacks.Callback] = []
-        if number:
-            callbacks.append(Hold(masks))
-        elif self.rewind_to:
-            callbacks.append(rewinding)
-        self.train(model, callbacks)
+        first = _Rewinding(self.rewind_to)
+        later = [_From(self.rewind_to, self.steps)] if self.rewind_to else []
+        self.train(model, [Hold(masks), *later] if number else [first])
         self._check_zeros(model, masks)
-        if not number and self.rewind_to and rewinding.weights is None:
+        if all(map(np.array_equal, values, model.get_weights())):
             raise TfcompError(
-                f"`rewind_to` is step {self.rewind_to}, but training saw {rewinding.done} batches "
+                "`train` must fit the model that it is given. Received: not one weight has changed "
+                f"in round {number}."
+            )
+        if not number and self.rewind_to and first.weights is None:
+            raise TfcompError(
+                f"`rewind_to` is step {self.rewind_to}, but training saw {first.done} batches "
                 "end (with steps_per_execution, only some do), or `train` left its callbacks out."
             )
         score = finite_score("evaluate", self.evaluate, model)
-        return score, model.get_weights(), rewinding.weights or begin
+        return _Trained(score, model.get_weights(), first.weights or begin, first.done)
 
     def _check_zeros(self, model: keras.Model, masks: dict[str, Mask]) -> None:
         for path, value in zip(_paths(model), model.get_weights(), strict=True):
@@ -352,25 +391,30 @@ class _Search:
             )
         write_json(path, settings)
 
-    def _store(self, number: int, score: float, weights: Weights, noted: Weights) -> None:
-        if self.folder is None:
+    def _store(self, number: int, found: _Trained, masks: dict[str, Mask]) -> None:
+        path = self._path(number)
+        if path is None or path.exists():
             return
-        arrays = {f"weights{i}": value for i, value in enumerate(weights)}
-        arrays |= {f"noted{i}": value for i, value in enumerate(noted)}
-        with replacing(self.folder / f"round-{number}.npz") as temporary:
-            np.savez(temporary, score=np.float64(score), **arrays)  # type: ignore[arg-type]
+        arrays = {f"weights{i}": value for i, value in enumerate(found.weights)}
+        arrays |= {f"noted{i}": value for i, value in enumerate(found.noted)}
+        arrays |= {f"mask/{name}": mask for name, mask in masks.items()}
+        arrays |= {"score": np.asarray(found.score), "steps": np.asarray(found.steps)}
+        with replacing(path) as temporary:
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]
 
-    def _stored(self, number: int) -> tuple[float, Weights, Weights] | None:
-        path = None if self.folder is None else self.folder / f"round-{number}.npz"
+    def _stored(self, number: int) -> _Trained | None:
+        path = self._path(number)
         if path is None or not path.exists():
             return None
         with np.load(path) as kept:
-            count = len(self.model.weights)
-            return (
-                float(kept["score"]),
-                [kept[f"weights{i}"] for i in range(count)],
-                [kept[f"noted{i}"] for i in range(count)],
+            weights, noted = (
+                [kept[f"{name}{i}"] for i in range(len(self.model.weights))]
+                for name in ("weights", "noted")
             )
+            return _Trained(float(kept["score"]), weights, noted, int(kept["steps"]))
+
+    def _path(self, number: int) -> pathlib.Path | None:
+        return None if self.folder is None else self.folder / f"round-{number}.npz"
 
 
 def _seeded(initializer: Any, seed: int) -> Any:

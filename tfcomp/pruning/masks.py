@@ -86,6 +86,44 @@ def keep_masks(scores: Sequence[Scores], count: int) -> list[Mask]:
     return masks
 
 
+def keep_masks_of_size(
+    scores: Sequence[Scores], sizes: Sequence[int | Scores], wanted: int
+) -> list[Mask]:
+    """Masks that leave out the lowest scores, as many as come nearest to a size in all.
+
+    k minimises |Σ_{i≤k} z_(i) − wanted|, z_(i) being the size of the i-th lowest score; of two
+    that are as near the larger is taken, and one entry stays.
+
+    Args:
+        scores: As in `keep_masks`.
+        sizes: For each array the sizes of its entries, or one size of them all.
+        wanted: Sum of the sizes to be left out.
+
+    Returns:
+        As `keep_masks`.
+
+    Example:
+        >>> (mask,) = keep_masks_of_size([np.array([1.0, 2.0, 3.0])], [np.array([4, 1, 1])], 3)
+        >>> mask.tolist()
+        [False, True, True]
+    """
+    total = sum(array.size for array in scores)
+    alike = {size if isinstance(size, int) else None for size in sizes}
+    if len(alike) == 1 and None not in alike:
+        count = math.floor(wanted / alike.pop() + 0.5)  # type: ignore[operator]
+        # Parts of one weight may all go, should that be wanted: groups of N:M keep some.
+        return keep_masks(scores, min(count, total if wanted >= total else total - 1))
+    each = [np.broadcast_to(z, array.shape) for z, array in zip(sizes, scores, strict=True)]
+    flat = np.concatenate([array.reshape(-1) for array in scores])
+    order = np.argsort(flat, kind="stable")
+    gone = np.cumsum(np.concatenate([z.reshape(-1) for z in each])[order], dtype=np.int64)
+    after = int(np.searchsorted(gone, wanted))  # the first sum that is not less
+    over = gone[after] - wanted if after < total else math.inf
+    under = wanted - (gone[after - 1] if after else 0)
+    count = after + 1 if over <= under else after
+    return keep_masks(scores, min(count, total - 1))
+
+
 def keep_mask(scores: Scores, count: int) -> Mask:
     """`keep_masks` of one array: leaves out its `count` lowest scores.
 

@@ -27,8 +27,41 @@ def batches_of(data: Any, batch_size: int, user: str) -> Iterator[Any]:
         What the data set holds, or a structure of slices.
 
     Raises:
-        TfcompError: If `data` is neither.
+        TfcompError: If `data` is neither, or has numbers that are not finite.
     """
+    for item in _items(data, batch_size, user):
+        for leaf in keras.tree.flatten(item):
+            _check_finite(leaf, user)
+        yield item
+
+
+def labelled_batches(data: Any, batch_size: int, user: str) -> Iterator[tuple[Any, Any]]:
+    """Inputs and labels, batch by batch.
+
+    Args:
+        data: As in `batches_of`, each batch a tuple of inputs and labels.
+        batch_size: As in `batches_of`.
+        user: Who asks for the data, for messages.
+
+    Yields:
+        Inputs and labels.
+
+    Raises:
+        TfcompError: If there are no samples, no labels, or weights of samples as well.
+    """
+    count = 0
+    for item in batches_of(data, batch_size, user):
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(item)
+        if y is None or weight is not None:
+            got = "inputs alone" if y is None else "sample weights too"
+            raise TfcompError(f"{user} expects data of (inputs, labels). Received: {got}.")
+        count += 1
+        yield x, y
+    if not count:
+        raise TfcompError(f"{user} expects data. Received: no batch.")
+
+
+def _items(data: Any, batch_size: int, user: str) -> Iterator[Any]:
     if isinstance(data, tf.data.Dataset):
         yield from data
         return
@@ -91,6 +124,16 @@ def check_shapes(graph: Graph, x: Any, user: str) -> None:
         )
 
 
+def _check_finite(leaf: Any, user: str) -> None:
+    if tf.as_dtype(leaf.dtype).is_floating:
+        wrong = np.count_nonzero(~np.isfinite(np.asarray(leaf, np.float64)))
+        if wrong:
+            raise TfcompError(
+                f"`data` must be finite numbers, for {user}. Received: {wrong} that are not, in "
+                f"a batch of shape {tuple(leaf.shape)}."
+            )
+
+
 def _listed(ranks: list[int]) -> str:
     return " and ".join(map(str, ranks)) or "no"
 
@@ -102,4 +145,6 @@ def _as_array(value: Any) -> npt.NDArray[Any]:
         raise TfcompError(f"`data` must hold arrays. Received: {type(value).__name__}.") from error
     if array.dtype == object:
         raise TfcompError(f"`data` must hold arrays. Received: {type(value).__name__}.")
+    if array.dtype == np.float64:  # as `fit` does
+        return array.astype(keras.config.floatx())
     return array

@@ -159,6 +159,7 @@ def sensitivity(
     sparsities: Sequence[float] = SPARSITIES,
     criterion: WeightCriterion | Criterion | None = None,
     skip: Iterable[str] = (),
+    depthwise: bool = False,
 ) -> Sensitivity:
     """Prunes one layer at a time, without training, and sees how the score falls.
 
@@ -176,9 +177,12 @@ def sensitivity(
         criterion: A `WeightCriterion` or, for channels, a `Criterion`. Default `Magnitude()`,
             for channels `L1Norm()`.
         skip: Names of layers to leave out.
+        depthwise: Whether depthwise kernels are measured as well, of weights. Default False, as
+            in `PruneWeights`.
 
     Returns:
-        The table.
+        The table. Kernels go by their paths without the model's own name, so that
+        `PruneWeights(overrides=…)` and other models of the same layers take them.
 
     Raises:
         TfcompError: If an argument is not as described, a score is not a finite number, or
@@ -191,8 +195,8 @@ def sensitivity(
         >>> total = lambda model: float(np.sum(model.layers[0].kernel))
         >>> print(sensitivity(model, total, sparsities=[0.25, 0.5]))
         Score with one layer's weights removed (none: 28.0000)
-                          25%      50%
-          m/d/kernel  27.0000  22.0000
+                        25%      50%
+          d/kernel  27.0000  22.0000
 
     Li, Kadav, Durdanovic, Samet and Graf 2016, "Pruning Filters for Efficient ConvNets",
     arXiv:1608.08710, section 3.2; for weights Han, Pool, Tran and Dally 2015, arXiv:1506.02626,
@@ -220,7 +224,7 @@ def sensitivity(
         )
     baseline = finite_score("evaluate", evaluate, model)
     if isinstance(judge, WeightCriterion):
-        rows = _by_weights(model, evaluate, fractions, judge, skip)
+        rows = _by_weights(model, evaluate, fractions, judge, skip, depthwise)
     else:
         rows = _by_channels(model, evaluate, fractions, judge, skip)
     scores: dict[str, tuple[float, ...]] = {}
@@ -239,8 +243,9 @@ def _by_weights(
     fractions: Sequence[float],
     criterion: WeightCriterion,
     skip: Iterable[str],
+    depthwise: bool,
 ) -> _Rows:
-    kernels, skipped = find_kernels(model, skip=skip, depthwise=True)
+    kernels, skipped = find_kernels(model, skip=skip, depthwise=depthwise)
     if not kernels:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise TfcompError(f"There is no kernel to prune in {model.name!r}: {reasons}.")
@@ -254,7 +259,7 @@ def _by_weights(
                 row.append(finite_score("evaluate", evaluate, model))
         finally:
             kernel.variable.assign(before)
-        yield kernel.name, kernel.size, tuple(row)
+        yield kernel.name.removeprefix(f"{model.name}/"), kernel.size, tuple(row)
 
 
 def _by_channels(

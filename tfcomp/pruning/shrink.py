@@ -52,12 +52,21 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclasses.dataclass(frozen=True)
 class LayerChannels:
-    """The channels of one layer before and after."""
+    """The channels of one layer before and after.
+
+    Attributes:
+        name: The layer's name.
+        kind: Its class.
+        before: Channels that it had.
+        after: Channels that it has.
+        removed: Which of those that it had are gone, ascending.
+    """
 
     name: str
     kind: str
     before: int
     after: int
+    removed: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +156,10 @@ def shrink(
     Args:
         model: A built functional or Sequential model.
         ratio: Fraction of channels to be removed, in [0, 1), 0.5 by default; coupled channels
-            count once. Or a fraction for each of some layers, by name, with scope="local": the
-            others keep all, and of coupled layers the smallest counts.
+            count once. Or, with scope="local", a dict of fractions by the names of layers; several
+            names may be joined by " + ". Of a group of coupled layers, which keep or lose channels
+            together, the smallest of the fractions that name one of them counts; groups of which
+            none is named keep all.
         criterion: A `Criterion`, or "l1" (the default), "l2", "fpgm", "batch_norm_scale" or
             "random"; with `data` "apoz", "activation_mean", "activation_standard_deviation" or
             "hrank", and for a compiled model "taylor" or "oracle".
@@ -330,6 +341,11 @@ def importances(found: Dependencies, criterion: Criterion) -> Scores:
         TfcompError: If the criterion does not give a finite score for each channel.
     """
     scores = criterion.scores(found)
+    if not isinstance(scores, Mapping):
+        raise TfcompError(
+            f"{criterion!r} must give scores as a dict from names of layers to arrays. Received: "
+            f"{scores!r}."
+        )
     importance = np.zeros(found.n_units + 1)
     for name, producer in found.producers.items():
         values = np.asarray(scores.get(name, ()), dtype=np.float64)
@@ -351,8 +367,9 @@ def _layer_channels(found: Dependencies, removed: list[int]) -> Iterator[LayerCh
     gone = removed_channels(found, removed)
     for name, producer in found.producers.items():
         before = len(producer.units)
-        after = before - len(gone.get(name, ()))
-        yield LayerChannels(name, type(producer.layer).__name__, before, after)
+        lost = tuple(int(channel) for channel in gone.get(name, ()))
+        kind = type(producer.layer).__name__
+        yield LayerChannels(name, kind, before, before - len(lost), lost)
 
 
 def _criterion(criterion: str | Criterion, model: keras.Model, data: Any) -> Criterion:
@@ -425,10 +442,25 @@ def _checked_ratio(
     if scope != "local":
         raise TfcompError(f'A ratio for each layer needs scope="local". Received: scope={scope!r}.')
     ratios = {name: _check_ratio(value) for key, value in ratio.items() for name in _layers(key)}
+    if not ratios:
+        raise TfcompError(
+            "`ratio` must be a fraction, or a dict of them by the names of layers. Received: {}."
+        )
     for name in ratios:
         if name not in found.producers:
             raise TfcompError(_unknown("ratio", name, tuple(found.producers)))
+    of_groups = {name for group in found.groups for name in group.layers}
+    fixed = [name for name, share in ratios.items() if share and name not in of_groups]
+    if fixed:
+        reasons = "; ".join(f"{name!r} {_why_fixed(found, name)}" for name in fixed)
+        raise TfcompError(
+            f"`ratio` expects layers of which channels can be removed. Received: {reasons}."
+        )
     return ratios
+
+
+def _why_fixed(found: Dependencies, name: str) -> str:
+    return found.skipped.get(name, "has no channel that can be removed")
 
 
 def _layers(key: str) -> list[str]:

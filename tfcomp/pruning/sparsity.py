@@ -116,7 +116,7 @@ def find_kernels(
     spared = holders.spared(skip, [variable.path for variable in model.weights])
     kernels: list[Kernel] = []
     skipped: dict[str, str] = {}
-    ends = [variable for variable in model.weights if _is_kernel(variable)]
+    at_first, at_last = end_kernels(model)
     for name, variable in _named(model.weights):
         reason = None
         if not _is_kernel(variable):
@@ -127,15 +127,21 @@ def find_kernels(
             reason = "spared by `skip`"
         elif not depthwise and holders.is_depthwise(variable):
             reason = "depthwise: few weights, each of them needed; `depthwise=True` takes them"
-        elif not first and variable is ends[0]:
+        elif not first and variable is at_first:
             reason = "spared by `first=False`"
-        elif not last and variable is ends[-1]:
+        elif not last and variable is at_last:
             reason = "spared by `last=False`"
         if reason is None:
             kernels.append(Kernel(name, variable, *holders.axes(variable)))
         else:
             skipped[name] = reason
     return tuple(kernels), skipped
+
+
+def end_kernels(model: keras.Model) -> tuple[Any, Any]:
+    """The first and the last kernel of a model, in the order of `model.weights`; or None, None."""
+    found = [variable for variable in model.weights if _is_kernel(variable)]
+    return (found[0], found[-1]) if found else (None, None)
 
 
 def _is_kernel(variable: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -14,11 +14,11 @@ from tfcomp.errors import TfcompError
 from tfcomp.graph import FIXED, Dependencies
 from tfcomp.graph.feature_maps import Tap, tapped_model
 from tfcomp.profiling.macs import UncountedError, call_macs
+from tfcomp.pruning.cost import Loss, check_outputs, loss_function, told
 from tfcomp.pruning.criteria import Scores
 from tfcomp.pruning.data_criterion import DataCriterion
 
 Taps = dict[str, list[Tap]]
-Loss: TypeAlias = str | keras.losses.Loss | Callable[[Any, Any], Any]
 
 
 class _CostCriterion(DataCriterion):
@@ -28,20 +28,13 @@ class _CostCriterion(DataCriterion):
 
     def __init__(self, loss: Loss, data: Any, batch_size: int) -> None:
         super().__init__(data, batch_size)
-        try:
-            self.loss = keras.losses.get(loss)
-        except ValueError:
-            self.loss = None
-        if not callable(self.loss):
-            raise TfcompError(
-                "`loss` must be a keras loss, its name, or a function of labels and predictions. "
-                f"Received: {loss if isinstance(loss, str) else type(loss).__name__!r}."
-            )
+        loss_function(loss)  # refuses what is none
+        self.loss = loss
 
     def _cost(self, labels: Any, predictions: Any) -> Any:
         """The sum of the samples' costs."""
-        is_keras = isinstance(self.loss, keras.losses.Loss)
-        function = self.loss.call if is_keras else self.loss
+        function = loss_function(self.loss)
+        function = getattr(function, "call", function)  # that of keras.losses.Loss: no mean yet
         cost = tf.cast(tf.convert_to_tensor(function(labels, predictions)), tf.float32)
         size = tf.shape(tf.nest.flatten(predictions)[0])[0]
         if cost.shape.rank == 0:
@@ -106,9 +99,12 @@ class Taylor(_CostCriterion):
         if not maps:
             return scores
         model, taps = tapped_model(dependencies.graph, maps)
+        check_outputs(self.loss, model, type(self).__name__)
         step = tf.function(lambda x, y: self._step(model, taps, x, y), reduce_retracing=True)
         for x, y in self._batches(dependencies.graph, labels=True):
-            for name, values in step(x, y).items():
+            with told("Taylor"):
+                found = step(x, y)
+            for name, values in found.items():
                 # A sum in place of the mean over samples: normalising makes them the same.
                 scores[name] += values.numpy().astype(np.float64)
         for name in maps:
@@ -182,6 +178,7 @@ class Oracle(_CostCriterion):
         if not maps:
             return scores
         model, taps = tapped_model(dependencies.graph, maps)
+        check_outputs(self.loss, model, type(self).__name__)
         step = tf.function(
             lambda x, y, kept: self._step(model, taps, x, y, kept), reduce_retracing=True
         )
@@ -190,7 +187,8 @@ class Oracle(_CostCriterion):
         samples = 0
         for x, y in self._batches(dependencies.graph, labels=True):
             samples += len(keras.tree.flatten(x)[0])
-            cost = float(step(x, y, ones))
+            with told("Oracle"):
+                cost = float(step(x, y, ones))
             for name in maps:
                 for channel in channels[name]:
                     kept = {**ones, name: 1.0 - tf.one_hot(channel, len(ones[name]))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfcomp.errors import TfcompError
-from tfcomp.pruning.masks import Mask, pruned_count
+from tfcomp.pruning.masks import Mask, keep_masks_of_size, pruned_count
 from tfcomp.pruning.sparsity import Kernel
 
 Array = npt.NDArray[Any]
@@ -27,14 +27,16 @@ class Unit(abc.ABC):
     A subclass says how an array of the kernel's shape is cut into rows, one row for each part.
 
     Attributes:
-        plural: What the parts are called in messages.
+        plural: What is counted, in messages.
         groups_inputs: Whether kernels must have an axis of inputs, which depthwise ones have not.
         only_sparsity: The one sparsity that it can end at, if there is but one.
+        whole: Whether a part is a whole kernel, so that kernels must be compared with each other.
     """
 
     plural = "units"
     groups_inputs = False
     only_sparsity: float | None = None
+    whole = False
 
     @abc.abstractmethod
     def split(self, kernel: Kernel, values: Array, fill: Any) -> Array:
@@ -69,9 +71,15 @@ class Unit(abc.ABC):
         """How many parts the kernel has."""
         return len(self.split(kernel, np.broadcast_to(np.True_, _shape(kernel)), fill=False))
 
-    def target(self, count: int, sparsity: float) -> int:
-        """How many of `count` parts are removed at a sparsity."""
-        return pruned_count(count, sparsity)
+    def sizes(self, kernel: Kernel) -> int | Array:
+        """What each part counts for, its weights: one number where all are alike."""
+        ones = np.broadcast_to(np.uint8(1), _shape(kernel))
+        found = self.split(kernel, ones, 0).sum(axis=1, dtype=np.int64)
+        return int(found[0]) if found.size and (found == found[0]).all() else found
+
+    def target(self, total: int, sparsity: float) -> int:
+        """What the parts removed at a sparsity count for together, of `total`."""
+        return pruned_count(total, sparsity)
 
     def removed(self, kernel: Kernel, keep: Mask) -> Mask:
         """Which of the parts a mask has removed, shape [count]."""
@@ -94,8 +102,7 @@ class Unit(abc.ABC):
             Scores, shape [count]; −∞ for the parts that are removed already.
         """
         sums = self.split(kernel, np.where(keep, scores, 0), 0).sum(axis=1, dtype=np.float64)
-        sizes = self.split(kernel, np.broadcast_to(np.uint8(1), keep.shape), 0).sum(axis=1)
-        sums /= sizes
+        sums /= self.sizes(kernel)
         sums[self.removed(kernel, keep)] = -np.inf
         return sums
 
@@ -157,6 +164,9 @@ class Weights(Unit):
 
     def count(self, kernel: Kernel) -> int:
         return kernel.size
+
+    def sizes(self, kernel: Kernel) -> int | Array:
+        return 1
 
     def removed(self, kernel: Kernel, keep: Mask) -> Mask:
         return ~keep.reshape(-1)
@@ -229,8 +239,11 @@ class NM(Unit):
         lines = rows.reshape(stack, outputs, -1)[:, :, :inputs]
         return _in_kernel_shape(kernel, np.swapaxes(lines, 1, 2))
 
-    def target(self, count: int, sparsity: float) -> int:
-        return min(math.floor(sparsity / self.only_sparsity * count + 0.5), count)
+    def sizes(self, kernel: Kernel) -> int | Array:
+        return 1  # it is groups that obey or do not, those at the end of an axis too
+
+    def target(self, total: int, sparsity: float) -> int:
+        return min(math.floor(sparsity / self.only_sparsity * total + 0.5), total)
 
     def removed(self, kernel: Kernel, keep: Mask) -> Mask:
         """Which of the groups obey, shape [count]."""
@@ -290,7 +303,7 @@ class Blocks(Unit):
         Blocks(inputs=1, outputs=16)
     """
 
-    plural = "blocks of zeros"
+    plural = "zeros in whole blocks"
 
     def __init__(self, inputs: int = 4, outputs: int = 4) -> None:
         self.inputs, self.outputs = _whole("inputs", inputs), _whole("outputs", outputs)
@@ -316,6 +329,11 @@ class Blocks(Unit):
         whole = tiles.reshape(stack, down * self.inputs, across * self.outputs)
         return _in_kernel_shape(kernel, whole[:, :inputs, :outputs])
 
+    def sizes(self, kernel: Kernel) -> int | Array:
+        _, inputs, outputs = _matrix_shape(kernel)
+        even = inputs % self.inputs == 0 and outputs % self.outputs == 0
+        return self.inputs * self.outputs if even else super().sizes(kernel)
+
     def get_config(self) -> dict[str, Any]:
         return {"inputs": self.inputs, "outputs": self.outputs}
 
@@ -335,7 +353,10 @@ class Kernels(Unit):
         Kernels()
     """
 
-    plural = "kernels of zeros"
+    plural = "zeros in whole kernels"
+
+    def sizes(self, kernel: Kernel) -> int | Array:
+        return math.prod(_shape(kernel)[: kernel.window_axes])
 
     def split(self, kernel: Kernel, values: Array, fill: Any) -> Array:
         window = math.prod(_shape(kernel)[: kernel.window_axes])
@@ -343,6 +364,103 @@ class Kernels(Unit):
 
     def join(self, kernel: Kernel, rows: Array) -> Array:
         return rows.T.reshape(_shape(kernel))
+
+
+@keras.saving.register_keras_serializable(package="tfcomp")
+class Filters(Unit):
+    """All weights into one output: the filters of a convolution, the neurons of a dense layer.
+
+    score = mean of the scores of these weights; with `Magnitude` the L1 norm over the size. The
+    network stays as large as it is, but filters can be pruned while it trains, by any schedule;
+    `shrink` then cuts those of zeros first. In depthwise kernels a filter is of one channel.
+
+    Li, Kadav, Durdanovic, Samet and Graf 2016, "Pruning Filters for Efficient ConvNets",
+    arXiv:1608.08710, by its norm.
+
+    Example:
+        >>> Filters()
+        Filters()
+    """
+
+    plural = "zeros in whole filters"
+
+    def sizes(self, kernel: Kernel) -> int | Array:
+        return kernel.size // self.count(kernel)
+
+    def why_idle(self, kernel: Kernel) -> str | None:
+        return "of one filter, which stays" if self.count(kernel) == 1 else None
+
+    def split(self, kernel: Kernel, values: Array, fill: Any) -> Array:
+        if kernel.input_axis is None:
+            return values.reshape(math.prod(_shape(kernel)[: kernel.window_axes]), -1).T
+        _, _, outputs = _matrix_shape(kernel)
+        return np.moveaxis(_matrices(kernel, values), 2, 0).reshape(outputs, -1)
+
+    def join(self, kernel: Kernel, rows: Array) -> Array:
+        if kernel.input_axis is None:
+            return rows.T.reshape(_shape(kernel))
+        stack, inputs, outputs = _matrix_shape(kernel)
+        matrices = np.moveaxis(rows.reshape(outputs, stack, inputs), 0, 2)
+        return _in_kernel_shape(kernel, matrices)
+
+
+@keras.saving.register_keras_serializable(package="tfcomp")
+class Layers(Unit):
+    """Whole kernels, for networks whose blocks can be left out, such as residual ones.
+
+    score = mean of the kernel's scores. Kernels are compared with each other, so that it needs
+    scope "global".
+
+    Example:
+        >>> Layers()
+        Layers()
+    """
+
+    plural = "zeros in whole layers"
+    whole = True
+
+    def split(self, kernel: Kernel, values: Array, fill: Any) -> Array:
+        return values.reshape(1, -1)
+
+    def join(self, kernel: Kernel, rows: Array) -> Array:
+        return rows.reshape(_shape(kernel))
+
+
+def remove_lowest(
+    unit: Unit,
+    kernels: Sequence[Kernel],
+    masks: Sequence[Mask],
+    scores: Sequence[Array],
+    wanted: int,
+) -> list[Mask]:
+    """Masks of kernels less the parts of lowest score of all of them together.
+
+    Args:
+        unit: What is removed together.
+        kernels: The kernels.
+        masks: Their masks as they are, True where weights stay.
+        scores: A score for each weight.
+        wanted: What the parts removed are to count for in all, those of `masks` included.
+
+    Returns:
+        The new masks.
+    """
+    together = list(zip(kernels, scores, masks, strict=True))
+    by_part = [unit.scores(kernel, score, mask) for kernel, score, mask in together]
+    stays = keep_masks_of_size(by_part, [unit.sizes(kernel) for kernel in kernels], wanted)
+    return [
+        unit.remove(kernel, score, mask, stay)
+        for (kernel, score, mask), stay in zip(together, stays, strict=True)
+    ]
+
+
+def total_of(unit: Unit, kernels: Iterable[Kernel]) -> int:
+    """What all parts of kernels count for."""
+    total = 0
+    for kernel in kernels:
+        sizes = unit.sizes(kernel)
+        total += sizes * unit.count(kernel) if isinstance(sizes, int) else int(sizes.sum())
+    return total
 
 
 def _lowest(columns: Array, count: int) -> Mask:
