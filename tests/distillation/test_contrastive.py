@@ -35,11 +35,11 @@ Data = tuple[np.ndarray, np.ndarray]
 WIDTHS = 5, 3  # of teacher and student
 
 
-def made(**options: Any) -> ContrastiveRepresentationDistillation:
-    """A loss that is built for features of WIDTHS, with random banks."""
+def made(widths: tuple[int, int] = WIDTHS, **options: Any) -> ContrastiveRepresentationDistillation:
+    """A loss that is built for features of these widths, with random banks."""
     options = {"samples": 12, "negatives": 6, "dimensions": 4, "seed": 3, **options}
     loss = ContrastiveRepresentationDistillation(**options)
-    loss.build(*[(None, width) for width in WIDTHS])
+    loss.build(*[(None, width) for width in widths])
     return loss
 
 
@@ -51,9 +51,11 @@ def weights(loss: ContrastiveRepresentationDistillation) -> dict[str, np.ndarray
     }
 
 
-def batch(seed: int, index: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def batch(
+    seed: int, index: list[int], widths: tuple[int, int] = WIDTHS
+) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    teacher, student = (rng.standard_normal((len(index), width)) for width in WIDTHS)
+    teacher, student = (rng.standard_normal((len(index), width)) for width in widths)
     return teacher, student
 
 
@@ -185,6 +187,80 @@ def test_gradients_are_those_of_finite_differences(case: str, seed: int) -> None
         )
         expected = (sums[0] - sums[1]) / (2 * step)
         assert found == pytest.approx(expected, rel=2e-3, abs=1e-3 * size)
+
+
+def differences(value: Callable[[], float], place: np.ndarray) -> np.ndarray:
+    """d(value)/d(place), entry by entry."""
+    gradient = np.zeros_like(place)
+    for entry in np.ndindex(place.shape):
+        kept, sides = place[entry], []
+        for shift in (1e-6, -1e-6):
+            place[entry] = kept + shift
+            sides.append(value())
+        place[entry] = kept
+        gradient[entry] = (sides[0] - sides[1]) / 2e-6
+    return gradient
+
+
+@settings(deadline=None, max_examples=6, derandomize=True)
+@given(
+    widths=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    dimensions=st.integers(1, 4),
+    samples=st.integers(4, 9),
+    negatives=st.sampled_from([1, 3, None]),
+    classes=st.booleans(),
+    variant=st.sampled_from(["code", "paper"]),
+    temperature=st.sampled_from([0.2, 1.0]),
+    counts=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    seed=st.integers(0, 999),
+)
+def test_value_and_whole_gradient_agree_for_every_shape(
+    widths: tuple[int, int],
+    dimensions: int,
+    samples: int,
+    negatives: int | None,
+    classes: bool,
+    variant: Any,
+    temperature: float,
+    counts: tuple[int, int],
+    seed: int,
+) -> None:
+    keras.utils.set_random_seed(seed)
+    loss = made(
+        widths,
+        samples=samples,
+        negatives=negatives,
+        labels=np.arange(samples) % 3 if classes else None,
+        dimensions=dimensions,
+        variant=variant,
+        temperature=temperature,
+        seed=seed,
+    )
+    oracle, rng = Oracle(loss), np.random.default_rng(seed)
+    first, index = (rng.permutation(samples)[:count].tolist() for count in counts)
+    # The first batch sets Z, which is then a constant.
+    features = batch(seed, first, widths)
+    expected = oracle.values(features, first, oracle.draw(first))
+    np.testing.assert_allclose(ask(loss, features, first), expected, rtol=1e-3, atol=1e-4)
+    oracle.remember(features, first)
+    teacher, student = batch(seed + 1, index, widths)
+    chosen = oracle.draw(index)
+
+    def values_of_oracle() -> list[float]:
+        return oracle.values((teacher, student), index, chosen)
+
+    variable = tf.Variable(student, dtype="float32")
+    trained = [weight.value for head in loss.layers[0].heads for weight in head.weights]
+    with tf.GradientTape() as tape:
+        tape.watch(trained)
+        values = ask(loss, (teacher, variable), index)
+    np.testing.assert_allclose(values, values_of_oracle(), rtol=1e-3, atol=1e-4)
+    pairs = zip(oracle.kernels, oracle.biases, strict=True)
+    places = [student, *(place for pair in pairs for place in pair)]
+    for received, place in zip(tape.gradient(values, [variable, *trained]), places, strict=True):
+        of_oracle = differences(lambda: sum(values_of_oracle()), place)
+        largest = np.abs(of_oracle).max()
+        np.testing.assert_allclose(received, of_oracle, rtol=5e-3, atol=1e-3 * largest + 1e-4)
 
 
 @settings(deadline=None, max_examples=20)

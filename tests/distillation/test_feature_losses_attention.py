@@ -149,8 +149,8 @@ def test_attention_refuses_vectors() -> None:
         AttentionTransfer("t", "s").validate_outputs([np.ones((2, 3))], [np.ones((2, 3))])
 
 
-def net(width: int, ending: str | None = None, size: int = 4) -> keras.Model:
-    layers = [keras.layers.Dense(width, "tanh"), keras.layers.Dense(3, ending)]
+def net(width: int, ending: str | None = None, size: int = 4, classes: int = 3) -> keras.Model:
+    layers = [keras.layers.Dense(width, "tanh"), keras.layers.Dense(classes, ending)]
     return keras.Sequential([keras.Input((size,)), *layers])
 
 
@@ -169,11 +169,10 @@ def gradient_oracle(teacher: list[Any], student: list[Any], x: np.ndarray, y: np
     return float(np.mean([0.5 * np.sqrt((row**2).sum()) for row in gap]))
 
 
-@pytest.mark.parametrize("one_hot", [False, True])
-def test_gradient_attention_agrees(one_hot: bool) -> None:
-    rng = np.random.default_rng(1)
-    x, y = rng.normal(size=(8, 4)), rng.integers(0, 3, 8)
-    teacher, student = net(6), net(3)
+def check_gradient_attention(
+    teacher: keras.Model, student: keras.Model, x: Any, y: Any, one_hot: bool, eager: bool = False
+) -> None:
+    """Holds the loss, and what descent at the rate 1 takes off each weight, against the oracle."""
     of_teacher, weights = (
         [w.astype("float64") for w in m.get_weights()] for m in (teacher, student)
     )
@@ -188,12 +187,47 @@ def test_gradient_attention_agrees(one_hot: bool) -> None:
             weight[index] = kept
             gradient[index] = (sides[0] - sides[1]) / 2e-5
     distiller = Distiller(teacher, student, GradientAttentionTransfer(), student_loss_weight=0.0)
-    distiller.compile(keras.optimizers.SGD(1.0))
-    labels = np.eye(3)[y] if one_hot else y
+    distiller.compile(keras.optimizers.SGD(1.0), run_eagerly=eager)
+    labels = np.eye(student.output_shape[-1])[y] if one_hot else y
     history = distiller.fit(x, labels, batch_size=8, verbose=0).history
     assert history["loss"][0] == pytest.approx(gradient_oracle(of_teacher, weights, x, y), rel=1e-4)
     for before, gradient, after in zip(weights, gradients, student.get_weights(), strict=True):
         np.testing.assert_allclose(before - after, gradient, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_gradient_attention_agrees(one_hot: bool) -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(8, 4)), rng.integers(0, 3, 8)
+    check_gradient_attention(net(6), net(3), x, y, one_hot)
+
+
+@settings(deadline=None, max_examples=6, derandomize=True)
+@given(
+    batch=st.integers(1, 4),
+    width=size,
+    widths=st.tuples(size, size),
+    classes=st.integers(2, 4),
+    endings=st.tuples(*[st.sampled_from([None, "softmax"])] * 2),
+    one_hot=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_gradient_attention_of_every_shape_agrees(
+    batch: int,
+    width: int,
+    widths: tuple[int, int],
+    classes: int,
+    endings: Any,
+    one_hot: bool,
+    seed: int,
+) -> None:
+    keras.utils.set_random_seed(seed)
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(batch, width)), rng.integers(0, classes, batch)
+    teacher, student = (
+        net(units, ending, width, classes) for units, ending in zip(widths, endings, strict=True)
+    )
+    check_gradient_attention(teacher, student, x, y, one_hot, eager=True)
 
 
 def test_gradient_attention_reads_endings_and_is_zero_for_one_model() -> None:

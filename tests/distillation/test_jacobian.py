@@ -26,10 +26,10 @@ Weights = list[np.ndarray]
 CE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def mlp(width: int, activation: str | None = None, size: int = 4) -> keras.Model:
+def mlp(width: int, activation: str | None = None, size: int = 4, classes: int = 3) -> keras.Model:
     dense = keras.layers.Dense
     hidden = dense(width, "tanh", bias_initializer="random_normal")
-    return keras.Sequential([keras.Input((size,)), hidden, dense(3, activation)])
+    return keras.Sequential([keras.Input((size,)), hidden, dense(classes, activation)])
 
 
 def responses(weights: Weights, x: np.ndarray) -> np.ndarray:
@@ -78,11 +78,13 @@ def finite_differences(function: Callable[[Weights], float], weights: Weights) -
     return found
 
 
-def one_step(teacher: keras.Model, student: keras.Model, loss: Any, x: Any) -> tuple[float, Any]:
+def one_step(
+    teacher: keras.Model, student: keras.Model, loss: Any, x: Any, eager: bool = False
+) -> tuple[float, Any]:
     """The loss, and what gradient descent at the rate 1 took off each weight."""
     before = student.get_weights()
     distiller = Distiller(teacher, student, loss, student_loss_weight=0.0)
-    distiller.compile(keras.optimizers.SGD(1.0))
+    distiller.compile(keras.optimizers.SGD(1.0), run_eagerly=eager)
     value = distiller.fit(x, batch_size=64, verbose=0, shuffle=False).history["loss"][0]
     after = student.get_weights()
     return value, [a - b for a, b in zip(before, after, strict=True)]
@@ -109,25 +111,69 @@ def test_jacobians_and_their_gradients_are_those_by_hand(endings: Any) -> None:
     assert max(np.abs(one).max() for one in moved) > 1e-2
 
 
-def convolution(width: int) -> keras.Model:
+@settings(deadline=None, max_examples=6, derandomize=True)
+@given(
+    batch=st.integers(1, 4),
+    size=st.integers(2, 4),
+    widths=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    classes=st.integers(2, 4),
+    endings=st.tuples(*[st.sampled_from([None, "softmax"])] * 2),
+    seed=st.integers(0, 999),
+)
+def test_jacobians_of_every_shape_are_those_by_hand(
+    batch: int, size: int, widths: tuple[int, int], classes: int, endings: Any, seed: int
+) -> None:
+    keras.utils.set_random_seed(seed)
+    x = np.random.default_rng(seed).standard_normal((batch, size))
+    teacher, student = (
+        mlp(width, ending, size, classes) for width, ending in zip(widths, endings, strict=True)
+    )
+    of_teacher, of_student = float64(teacher), float64(student)
+    of = jacobians if endings == (None, None) else log_jacobians
+
+    def value(weights: Weights) -> float:
+        return matching(of_teacher, weights, x, of)
+
+    loss, moved = one_step(teacher, student, JacobianMatching(), x, eager=True)
+    assert loss == pytest.approx(value(of_student), rel=1e-3, abs=1e-6)
+    for received, expected in zip(moved, finite_differences(value, of_student), strict=True):
+        np.testing.assert_allclose(received, expected, rtol=2e-3, atol=1e-4)
+
+
+def convolution(width: int, kernel: int = 2, shape: Any = (3, 4, 1)) -> keras.Model:
     layers = [
-        keras.layers.Conv2D(width, 2, activation="tanh", name="conv"),
+        keras.layers.Conv2D(width, kernel, activation="tanh", name="conv"),
         keras.layers.GlobalAveragePooling2D(),
         keras.layers.Dense(3),
     ]
-    return keras.Sequential([keras.Input((3, 4, 1)), *layers])
+    return keras.Sequential([keras.Input(shape), *layers])
 
 
 def numpy_attention(kernel: np.ndarray, bias: np.ndarray, image: np.ndarray) -> Any:
     """The map of attention, and for each of its positions the gradient by the image."""
-    attention, gradients = np.zeros((2, 3)), np.zeros((2, 3, 3, 4))
-    for i, j in np.ndindex(2, 3):
-        patch = image[i : i + 2, j : j + 2, 0]
+    k = len(kernel)
+    sizes = [size - k + 1 for size in image.shape[:2]]
+    attention, gradients = np.zeros(sizes), np.zeros((*sizes, *image.shape))
+    for i, j in np.ndindex(*sizes):
+        patch = image[i : i + k, j : j + k]
         for c in range(kernel.shape[-1]):
-            a = np.tanh((kernel[:, :, 0, c] * patch).sum() + bias[c])
+            a = np.tanh((kernel[..., c] * patch).sum() + bias[c])
             attention[i, j] += a**2
-            gradients[i, j, i : i + 2, j : j + 2] += 2 * a * (1 - a**2) * kernel[:, :, 0, c]
+            gradients[i, j, i : i + k, j : j + k] += 2 * a * (1 - a**2) * kernel[..., c]
     return attention, gradients
+
+
+def attention_matching(teacher: Weights, student: Weights, x: np.ndarray, weight: float) -> float:
+    """The mean over the batch, sample by sample."""
+    values = []
+    for image in x:
+        attention_t, gradients_t = numpy_attention(*teacher, image)
+        attention_s, gradients_s = numpy_attention(*student, image)
+        p = np.unravel_index(attention_t.argmax(), attention_t.shape)
+        activations = unit(attention_s) - unit(attention_t)
+        jacobian = unit(gradients_s[p]) - unit(gradients_t[p])
+        values.append((activations**2).sum() + weight * (jacobian**2).sum())
+    return float(np.mean(values))
 
 
 def test_attention_and_its_jacobian_are_those_by_hand() -> None:
@@ -136,21 +182,40 @@ def test_attention_and_its_jacobian_are_those_by_hand() -> None:
     of_teacher, of_student = float64(teacher)[:2], float64(student)[:2]
 
     def value(weights: Weights) -> float:
-        values = []
-        for image in x:
-            attention_t, gradients_t = numpy_attention(*of_teacher, image)
-            attention_s, gradients_s = numpy_attention(*weights, image)
-            p = np.unravel_index(attention_t.argmax(), attention_t.shape)
-            activations = unit(attention_s) - unit(attention_t)
-            jacobian = unit(gradients_s[p]) - unit(gradients_t[p])
-            values.append((activations**2).sum() + 0.3 * (jacobian**2).sum())
-        return float(np.mean(values))
+        return attention_matching(of_teacher, weights, x, 0.3)
 
     loss = AttentionJacobianMatching("conv", "conv", jacobian_weight=0.3)
     received, moved = one_step(teacher, student, loss, x)
     assert received == pytest.approx(value(of_student), rel=1e-4)
     for one, expected in zip(moved, finite_differences(value, of_student), strict=False):
         np.testing.assert_allclose(one, expected, rtol=2e-3, atol=2e-5)
+
+
+@settings(deadline=None, max_examples=6, derandomize=True)
+@given(
+    batch=st.integers(1, 3),
+    shape=st.tuples(st.integers(2, 4), st.integers(2, 4), st.integers(1, 2)),
+    kernel=st.integers(1, 2),
+    widths=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    weight=st.sampled_from([0.0, 0.3, 2.0]),
+    seed=st.integers(0, 999),
+)
+def test_attention_of_every_shape_is_that_by_hand(
+    batch: int, shape: Any, kernel: int, widths: tuple[int, int], weight: float, seed: int
+) -> None:
+    keras.utils.set_random_seed(seed)
+    x = np.random.default_rng(seed).standard_normal((batch, *shape))
+    teacher, student = (convolution(width, kernel, shape) for width in widths)
+    of_teacher, of_student = float64(teacher)[:2], float64(student)[:2]
+
+    def value(weights: Weights) -> float:
+        return attention_matching(of_teacher, weights, x, weight)
+
+    loss = AttentionJacobianMatching("conv", "conv", weight)
+    received, moved = one_step(teacher, student, loss, x, eager=True)
+    assert received == pytest.approx(value(of_student), rel=1e-3, abs=1e-6)
+    for one, expected in zip(moved, finite_differences(value, of_student), strict=False):
+        np.testing.assert_allclose(one, expected, rtol=2e-3, atol=1e-4)
 
 
 def test_noise_matches_jacobians_to_second_order() -> None:
@@ -182,6 +247,40 @@ def test_noise_is_centred_for_softmax() -> None:
     gap -= gap.mean(-1, keepdims=True)
     loss, _ = one_step(teacher, student, NoisyInputMatching(0.0), x)
     assert loss == pytest.approx((gap**2).sum(-1).mean(), rel=1e-4)
+
+
+@settings(deadline=None, max_examples=6, derandomize=True)
+@given(
+    batch=st.integers(1, 4),
+    size=st.integers(1, 4),
+    widths=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    classes=st.integers(2, 4),
+    endings=st.tuples(*[st.sampled_from([None, "softmax"])] * 2),
+    seed=st.integers(0, 999),
+)
+def test_noisy_inputs_and_their_gradients_are_those_by_hand(
+    batch: int, size: int, widths: tuple[int, int], classes: int, endings: Any, seed: int
+) -> None:
+    keras.utils.set_random_seed(seed)
+    x = np.random.default_rng(seed).standard_normal((batch, size))
+    teacher, student = (
+        mlp(width, ending, size, classes) for width, ending in zip(widths, endings, strict=True)
+    )
+    of_teacher, of_student = float64(teacher), float64(student)
+    # What another layer with the same seed makes of zeros is the noise.
+    noise = NoisyInputMatching(0.7, seed).layers[0](np.zeros(x.shape)).numpy().astype("float64")
+    assert (noise != 0).all()
+
+    def value(weights: Weights) -> float:
+        gap = responses(weights, x + noise) - responses(of_teacher, x + noise)
+        if endings != (None, None):
+            gap -= gap.mean(-1, keepdims=True)
+        return float(np.mean([row @ row for row in gap]))
+
+    loss, moved = one_step(teacher, student, NoisyInputMatching(0.7, seed), x, eager=True)
+    assert loss == pytest.approx(value(of_student), rel=1e-3)
+    for received, expected in zip(moved, finite_differences(value, of_student), strict=True):
+        np.testing.assert_allclose(received, expected, rtol=2e-3, atol=1e-4)
 
 
 @settings(deadline=None, max_examples=20)

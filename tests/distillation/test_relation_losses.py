@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -318,6 +319,45 @@ def test_repdistillers_congruence_multiplies_neighbours() -> None:
     assert float(value_of(loss, (teacher, student), "float32")) == pytest.approx(expected, rel=1e-4)
     alone = value_of(loss, (teacher[:1], student[:1]), "float32")
     assert float(alone) == 0
+
+
+@settings(deadline=None, max_examples=8, derandomize=True)
+@given(pair=pairs(), seed=st.integers(0, 999))
+def test_repdistillers_congruence_and_its_gradient_agree(pair: Pair, seed: int) -> None:
+    teacher, student = pair
+    keras.utils.set_random_seed(seed)
+    loss = CorrelationCongruence(variant="repdistiller")
+    loss.validate_outputs(tf.constant(teacher), tf.constant(student))
+    (kernel_t, bias_t), (kernel_s, bias_s) = (
+        [weight.numpy().astype("float64") for weight in layer.weights] for layer in loss.layers
+    )
+    count = len(teacher)
+
+    def oracle() -> float:
+        gaps = [
+            np.abs(t.ravel() @ kernel_t + bias_t - (s.ravel() @ kernel_s + bias_s))
+            for t, s in zip(teacher, student, strict=True)
+        ]
+        return sum(a @ b for a, b in itertools.pairwise(gaps)) / (count - 1)
+
+    variable = tf.Variable(student, dtype="float32")
+    trained = [weight.value for layer in loss.layers for weight in layer.weights]
+    with tf.GradientTape() as tape:
+        tape.watch(trained)
+        value = value_of(loss, (teacher.astype("float32"), variable), "float32")
+    assert float(value) == pytest.approx(oracle(), rel=1e-4)
+    rng = np.random.default_rng(seed)
+    places = [student, kernel_t, bias_t, kernel_s, bias_s]
+    for gradient, place in zip(tape.gradient(value, [variable, *trained]), places, strict=True):
+        direction, step = rng.standard_normal(place.shape), 1e-7
+        kept, sides = place.copy(), []
+        for sign in (1, -1):
+            place[...] = kept + sign * step * direction
+            sides.append(oracle())
+        place[...] = kept
+        found = gradient.numpy() * direction
+        expected = (sides[0] - sides[1]) / (2 * step)
+        assert found.sum() == pytest.approx(expected, rel=1e-3, abs=1e-4 * np.abs(found).sum())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""LogitRegression, NoisyTeacher, DecoupledKD and DIST against NumPy and SciPy."""
+"""LogitRegression, LogitL1, NoisyTeacher, DecoupledKD and DIST against NumPy and SciPy."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from tfcomp.distillation import (
     DecoupledKD,
     Distiller,
     KnowledgeDistillation,
+    LogitL1,
     LogitRegression,
     NoisyTeacher,
 )
@@ -65,6 +66,19 @@ def logit_oracle(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
                 z_t.reshape(-1, z_t.shape[-1]), z_s.reshape(-1, z_s.shape[-1]), strict=True
             )
         ]
+        values.append(np.mean(positions))
+    return np.array(values)
+
+
+def l1_oracle(teacher: np.ndarray, student: np.ndarray, soft: bool) -> np.ndarray:
+    values = []
+    for z_t, z_s in zip(teacher, student, strict=True):
+        positions = []
+        for index in np.ndindex(z_t.shape[:-1]):
+            a, b = z_t[index], z_s[index]
+            if soft:
+                a, b = (z - scipy.special.logsumexp(z) for z in (a, b))
+            positions.append(sum(abs(b[c] - a[c]) for c in range(len(a))))
         values.append(np.mean(positions))
     return np.array(values)
 
@@ -171,6 +185,30 @@ def test_softmax_models_are_compared_up_to_the_constant_they_lost(
     # The smallest distance over a constant per sample is the variance of the gap.
     expected = 0.5 * gap.shape[-1] * gap.var(axis=-1).reshape(len(gap), -1).mean(axis=1)
     np.testing.assert_allclose(loss.per_sample(*given_), expected, rtol=1e-4, atol=1e-4)
+
+
+# LogitL1
+
+
+@settings(deadline=None, max_examples=10, derandomize=True)
+@given(shape=SHAPES, seed=SEEDS, soft=st.tuples(st.booleans(), st.booleans()))
+def test_logit_l1_is_the_sum_of_absolute_differences(
+    shape: tuple[int, ...], seed: int, soft: tuple[bool, bool]
+) -> None:
+    teacher, student = draw(shape, seed, 20.0)
+    loss = LogitL1(teacher_from_logits=not soft[0], student_from_logits=not soft[1])
+
+    def ask(student: Any, dtype: str = "float64") -> Any:
+        both = (tf.cast(z, dtype) for z in (teacher, student))
+        given_ = [tf.nn.softmax(z) if ends else z for z, ends in zip(both, soft, strict=True)]
+        return loss.per_sample(*given_)
+
+    expected = l1_oracle(teacher, student, any(soft))
+    np.testing.assert_allclose(ask(student), expected, rtol=1e-9)
+    assert ask(student, "float32").dtype == tf.float32
+    np.testing.assert_allclose(ask(student, "float32"), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(ask(teacher), 0, atol=1e-9 if any(soft) else 0)
+    check_gradient(ask, lambda z: l1_oracle(teacher, z, any(soft)), student, seed)
 
 
 # DecoupledKD
@@ -349,9 +387,9 @@ def test_vectors_without_variation(case: str) -> None:
 # NoisyTeacher
 
 
-def noise_of(loss: NoisyTeacher, shape: tuple[int, ...]) -> np.ndarray:
+def noise_of(loss: NoisyTeacher, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
     """ξ of a draw, from what becomes of logits that are all 1."""
-    return loss.layers[0](tf.ones(shape)).numpy() - 1
+    return loss.layers[0](tf.ones(shape, dtype)).numpy() - 1
 
 
 def test_noise_has_its_spread_and_probability() -> None:
@@ -392,6 +430,32 @@ def test_noisy_teacher_is_regression_on_multiplied_logits(
     assert (value.numpy() >= 0).all()
     steady = NoisyTeacher(0.5, 0.0).per_sample(target, tf.constant(student, "float32"))
     np.testing.assert_allclose(steady, logit_oracle(teacher, student), rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=8, derandomize=True)
+@given(shape=SHAPES, seed=SEEDS, soft=st.booleans())
+def test_noisy_teachers_gradient_is_that_of_finite_differences(
+    shape: tuple[int, ...], seed: int, soft: bool
+) -> None:
+    teacher, student = draw(shape, seed, 5.0)
+
+    def fresh() -> NoisyTeacher:
+        return NoisyTeacher(0.5, 0.7, seed=seed, teacher_from_logits=not soft)
+
+    factors = 1 + noise_of(fresh(), shape, "float64")
+    target = tf.constant(teacher)
+
+    def oracle(z: np.ndarray) -> np.ndarray:
+        if not soft:
+            return logit_oracle(factors * teacher, z)
+        gap = z - factors * (teacher - teacher.mean(axis=-1, keepdims=True))
+        return logit_oracle(gap - gap.mean(axis=-1, keepdims=True), np.zeros(shape))
+
+    def ask(z: Any) -> Any:
+        return fresh().per_sample(tf.nn.softmax(target) if soft else target, z)
+
+    np.testing.assert_allclose(ask(student), oracle(student), rtol=1e-9)
+    check_gradient(ask, oracle, student, seed)
 
 
 def test_noisy_teacher_goes_on_after_a_restart(
