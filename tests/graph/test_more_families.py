@@ -380,6 +380,52 @@ def test_repeated_vectors():
     check(model, zeros)
 
 
+def test_axes_of_size_one_come_and_go():
+    """Squeeze-and-excitation as it is written with operations."""
+    x = keras.Input((6, 5, 3))
+    y = conv(6, "a", activation="tanh")(x)
+    gate = layers.Dense(6, activation="sigmoid", name="gate")(keras.ops.mean(y, axis=(1, 2)))
+    y = y * keras.ops.expand_dims(keras.ops.expand_dims(gate, 1), axis=-2)
+    y = conv(8, "b", 5, activation="tanh")(layers.MaxPooling2D((6, 1))(y))
+    y = keras.ops.squeeze(y, axis=1)
+    model = keras.Model(x, layers.Dense(3, name="out")(layers.GlobalMaxPooling1D()(y)))
+
+    def zeros(removed):
+        assert removed["a"] == removed["gate"]
+        return [
+            ("gate", "kernel", 0, removed["a"]),
+            ("b", "kernel", 2, removed["a"]),
+            ("out", "kernel", 0, removed["b"]),
+        ]
+
+    check(model, zeros)
+
+
+def test_axes_that_may_be_the_batch_or_the_channels_are_barriers():
+    x = keras.Input((5, 4))
+    y = layers.Dense(6, name="a")(x)
+    one = layers.Dense(1, name="one")(y)
+    model = keras.Model(x, [keras.ops.squeeze(one, -1), keras.ops.expand_dims(y, 0)])
+    found = dependencies(model)
+    assert found.n_units == 0
+    assert any("another axis the batch" in reason for reason in found.skipped.values())
+
+
+@pytest.mark.skipif(
+    not hasattr(layers, "AdaptiveAveragePooling2D"), reason="a later version of Keras has it"
+)
+def test_adaptive_pooling():
+    x = keras.Input((6, 6, 3))
+    y = layers.AdaptiveAveragePooling2D((2, 3))(conv(6, "a", activation="tanh")(x))
+    y = layers.AdaptiveMaxPooling2D(2)(y)
+    model = keras.Model(x, layers.Dense(3, name="out")(layers.Flatten()(y)))
+
+    def zeros(removed):
+        return [("out", "kernel", 0, [c + 6 * i for i in range(4) for c in removed["a"]])]
+
+    check(model, zeros)
+
+
 def test_normalization_of_channels():
     x = keras.Input((5, 4))
     y = layers.Normalization(name="n")(layers.Dense(6, name="a")(x))

@@ -307,14 +307,13 @@ def channels_first():
         return kind(*args, data_format="channels_first", **kwargs)
 
     def conv(x, filters, name, **kwargs):
-        x = of(layers.Conv2D, filters, 3, padding="same", use_bias=False, name=name, **kwargs)(x)
+        x = of(layers.Conv2D, filters, 3, padding="same", name=name, **kwargs)(x)
         return layers.ReLU()(layers.BatchNormalization(axis=1)(x))
 
     x = keras.Input((3, 12, 10))
     y = conv(x, 6, "stem")
     gate = of(layers.GlobalAveragePooling2D, keepdims=True)(y)
-    # One place wide, hence without a bias.
-    gate = of(layers.Conv2D, 6, 1, activation="sigmoid", use_bias=False, name="gate")(gate)
+    gate = of(layers.Conv2D, 6, 1, activation="sigmoid", name="gate")(gate)
     y = layers.Concatenate(axis=1)([layers.Multiply()([y, gate]), conv(y, 4, "beside")])
     y = layers.Add()([y, of(layers.Conv2D, 10, 1, use_bias=False, name="ten")(y)])
     y = of(layers.DepthwiseConv2D, 3, use_bias=False, padding="same", depth_multiplier=2)(y)
@@ -346,13 +345,19 @@ def test_a_bias_that_keras_adds_along_the_width_is_not_cut():
         y = layers.Dense(8, activation="relu", name="hidden")(y)
         return keras.Model(x, layers.Dense(3, name="logits")(y))
 
-    for width, use_bias, after in [(3, True, 6), (6, True, 6), (7, True, 3), (3, False, 3)]:
-        _, report = check(model(width, use_bias))
+    # Where half of them would be the width, one more is left.
+    cases = [(6, True, 6), (7, True, 3), (2, True, 3), (3, True, 4), (3, False, 3)]
+    for width, use_bias, after in cases:
+        small, report = check(model(width, use_bias))
         found = {layer.name: layer.after for layer in report.layers}
         assert found.get("first", 6) == after
         assert found["hidden"] == 4
         if after == 6:
             assert f"a bias for 6 channels and a width of {width}" in report.skipped["first"]
+        assert small.get_layer("first").filters == after
+    found = dependencies(model(3))
+    with pytest.raises(UnsupportedModelError, match="biased channels-first layer of width 3"):
+        removal.remove_units(found, found.producers["first"].units[:3].tolist())
 
 
 def test_a_quantisation_aware_model_is_to_be_cut_before():

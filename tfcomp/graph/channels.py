@@ -73,6 +73,8 @@ class Walk:
         self.bounds: dict[Node, tuple[int, Ids, Ids]] = {}
         # Pieces of tensors that must not become empty.
         self.parts: list[tuple[Ids, str]] = []
+        # Channels that must not become so many.
+        self.avoided: list[tuple[Ids, int]] = []
         self.frozen: list[tuple[Ids, str]] = []
         self.barred: dict[str, str] = {}
         self._parents: list[int] = []
@@ -195,13 +197,14 @@ class Call:
             return
         if getattr(self.op, "data_format", None) == "channels_first":
             # Keras on TensorFlow adds such a bias along the width wherever that equals the number
-            # of channels. A cut can bring this about or end it, unless the width is larger.
+            # of channels. A cut must neither bring this about nor end it.
             width = self.node.outputs[0].shape[-1]
-            if width is None or width <= len(ids):
+            if width in (None, len(ids)):
                 raise Barrier(
                     f"has data_format='channels_first', a bias for {len(ids)} channels and a width "
                     f"of {width}, which Keras mistakes for them where both are equal"
                 )
+            self.walk.avoided.append((ids, width))
         self.reads("bias", 0, ids)
 
     def key(self, weight: str, axis: int) -> AxisKey:

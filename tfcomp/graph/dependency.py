@@ -101,6 +101,7 @@ class Dependencies:
         skipped: For each layer that is left alone, or in part, the reason.
         bounds: For each call of `x[...]` that slices channels, which entry of the index does so,
             the units before its start and those before its stop.
+        avoided: Units of channels, and a number of them that must not be what is left.
     """
 
     graph: Graph
@@ -110,6 +111,7 @@ class Dependencies:
     sizes: Mapping[SizeKey, Units]
     skipped: Mapping[str, str]
     bounds: Mapping[Node, tuple[int, Units, Units]] = dataclasses.field(default_factory=dict)
+    avoided: tuple[tuple[Units, int], ...] = ()
 
     @property
     def n_units(self) -> int:
@@ -265,6 +267,7 @@ def _resolve(walk: Walk, barriers: Mapping[str, str]) -> Dependencies:
         sizes={key: value for key, value in bound.items() if isinstance(key, SizeKey)},
         skipped={name: skipped[name] for name in sorted(skipped, key=order.index)},
         bounds={node: (i, units[a], units[b]) for node, (i, a, b) in walk.bounds.items()},
+        avoided=tuple((units[ids], number) for ids, number in walk.avoided),
     )
 
 

@@ -238,6 +238,14 @@ def _softmax(call: Call) -> Flow | None:
     return elementwise(call)
 
 
+# Of later versions of Keras only.
+_ADAPTIVE = [
+    getattr(layers, f"Adaptive{kind}Pooling{rank}D")
+    for kind in ("Average", "Max")
+    for rank in (1, 2, 3)
+    if hasattr(layers, f"Adaptive{kind}Pooling{rank}D")
+]
+
 # --- Space: pooling, padding, resizing -------------------------------------------------------
 
 
@@ -246,7 +254,7 @@ def _softmax(call: Call) -> Flow | None:
     layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D,
     layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D,
     layers.Cropping1D, layers.Cropping2D, layers.Cropping3D, layers.CenterCrop,
-    layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D, layers.Resizing,
+    layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D, layers.Resizing, *_ADAPTIVE,
 )  # fmt: skip
 def _spatial(call: Call) -> Flow | None:
     return call.flow_on(call.data_axis)
@@ -376,6 +384,28 @@ def _repeat_vector(call: Call) -> Flow | None:
 def _transpose(call: Call) -> Flow | None:
     axes = call.op.get_config()["axes"] or tuple(reversed(range(call.rank)))
     return _transposed(call, tuple(axis % call.rank for axis in axes))
+
+
+@handles("ExpandDims")
+def _expand_dims(call: Call) -> Flow | None:
+    if call.flow is None:
+        return None
+    new = call.op.get_config()["axis"] % (call.rank + 1)
+    if new == 0:
+        raise Barrier("makes another axis the batch")
+    return Flow(call.flow.axis + (new <= call.flow.axis), call.flow.ids)
+
+
+@handles("Squeeze")
+def _squeeze(call: Call) -> Flow | None:
+    flow, shape, axis = call.flow, call.tensor.shape, call.op.get_config()["axis"]
+    if flow is None:
+        return None
+    axes = [i for i, size in enumerate(shape) if size == 1] if axis is None else np.atleast_1d(axis)
+    gone = {int(one) % call.rank for one in axes}
+    if flow.axis in gone or 0 in gone:
+        raise Barrier("drops the axis of channels, or the batch")
+    return Flow(flow.axis - sum(one < flow.axis for one in gone), flow.ids)
 
 
 def _transposed(call: Call, axes: tuple[int, ...]) -> Flow | None:

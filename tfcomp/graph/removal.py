@@ -33,7 +33,8 @@ def remove_units(found: Dependencies, units: Iterable[int]) -> keras.Model:
 
     Raises:
         TfcompError: If a number is not that of a unit.
-        UnsupportedModelError: If a layer would be left without a channel, or cannot be copied.
+        UnsupportedModelError: If a layer would be left without a channel, or with a number of
+            them that is to be avoided, or cannot be copied.
 
     Example:
         >>> import keras
@@ -50,6 +51,12 @@ def remove_units(found: Dependencies, units: Iterable[int]) -> keras.Model:
             raise UnsupportedModelError(
                 f"Layer {name!r} must keep at least one of its {len(producer.units)} channels. "
                 "Received: units that take all of them."
+            )
+    for units, number in found.avoided:
+        if int((~gone[units]).sum()) == number:
+            raise UnsupportedModelError(
+                f"{number} channels of {len(units)} must not be left of a biased channels-first "
+                f"layer of width {number}: Keras adds the bias along the wrong axis. Remove others."
             )
     entries = changed_entries(found, gone)
     cut = {key.layer for key, units in found.axes.items() if gone[units].any()}

@@ -269,8 +269,7 @@ def select(
         if not all((~gone[producer.units]).any() for producer in found.producers.values()):
             gone[order[:wanted]] = False
             _remove_in_turn(found, order.tolist(), wanted, gone)
-    if round_to:
-        _restore(found, importance, gone, round_to)
+    _restore(found, importance, gone, round_to or 1)
     return np.flatnonzero(gone).tolist()
 
 
@@ -311,15 +310,22 @@ def _members(found: Dependencies) -> list[tuple[npt.NDArray[np.int64], npt.NDArr
 
 
 def _restore(found: Dependencies, importance: Scores, gone: Mask, round_to: int) -> None:
-    """Takes back removals, the most important first, until each layer keeps a multiple."""
+    """Takes back removals, the most important first, until the counts of channels are good.
+
+    Those of each layer are to be a multiple, or all that it has, and none that is avoided.
+    """
+
+    def is_good(units: npt.NDArray[np.int64], avoided: int | None) -> bool:
+        kept = len(units) - int(gone[units].sum())
+        return kept != avoided and (kept % round_to == 0 or kept == len(units))
+
+    counted = [(producer.units, None) for producer in found.producers.values()]
     changed = True
     while changed:
         changed = False
-        for producer in found.producers.values():
-            units = producer.units
-            total = len(units)
+        for units, avoided in (*counted, *found.avoided):
             # Restoring for one layer may give a coupled one a channel too many: go round again.
-            while (kept := total - int(gone[units].sum())) % round_to and kept < total:
+            while not is_good(units, avoided):
                 lost = np.unique(units[gone[units]])
                 gone[lost[np.argmax(importance[lost])]] = False
                 changed = True
