@@ -24,7 +24,8 @@ class DIST(SoftenedLoss):
 
     By `variant`, c is
 
-    - `"code"`: τ², so that gradients keep their size whatever τ is, as in the authors' release;
+    - `"code"`: τ², so that gradients keep their size whatever τ is, as in the authors' release,
+      which reproduces the published figures;
     - `"paper"`: 1, as in its formulas. At τ = 1 it is the same.
 
     Vectors without variation have no ρ: 1 − ρ counts as 0 between two of them, and as 1, without
