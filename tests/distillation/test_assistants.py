@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import types
 from typing import Any
 
 import keras
@@ -16,7 +17,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfcomp.distillation import AssistantChain, Distiller, FitNetsHint, KnowledgeDistillation
+from tfcomp.distillation import (
+    AssistantChain,
+    CourseReport,
+    Distiller,
+    FactorTransfer,
+    FitNetsHint,
+    KnowledgeDistillation,
+    cache_teacher,
+)
 from tfcomp.distillation.digests import architecture, data_digest, model_digest
 from tfcomp.distillation.lesson import Lesson, copy_model
 from tfcomp.errors import DamagedFileError, TfcompError
@@ -417,9 +426,111 @@ def test_copies_of_models() -> None:
     assert len(copy_model(model, new_weights=True).trainable_weights) == 4
 
 
+def images(size: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.random((16, size, size, 1)).astype("float32"), rng.integers(0, 3, 16)
+
+
+def conv_net(size: int, width: int) -> keras.Model:
+    inputs = keras.Input((size, size, 1))
+    x = keras.layers.Conv2D(width, 3, 2, "same", activation="relu", name="conv")(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(3, name="head")(x))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "path"),
+    [
+        ((16, 12, 8), "given"),
+        ((16, 16, 8), "given"),
+        ((16, 12, 12), "best"),
+        ((12, 8, 8), "given"),
+    ],
+)
+def test_models_of_any_image_sizes_are_judged_on_images_of_their_own(
+    sizes: tuple[int, ...], path: Any
+) -> None:
+    x, y = images()
+    teacher, assistant, student = (
+        conv_net(size, width) for size, width in zip(sizes, (6, 5, 4), strict=True)
+    )
+    made = AssistantChain(teacher, [assistant], student, path=path)
+    made.compile("sgd", loss=CE, metrics=["accuracy"], run_eagerly=True)
+    report = made.fit(x, y, validation_data=(x, y), **{**FIT, "epochs": 1})
+    by_name = {"teacher": teacher, "student": made.student}
+    for name, model in by_name.items():
+        said = np.asarray(model(tf.image.resize(x, model.input_shape[1:3], antialias=True)))
+        exact = keras.ops.mean(CE(y, said))
+        assert report.evaluations[name]["loss"] == pytest.approx(float(exact), rel=1e-4)
+
+
+def test_every_lesson_has_a_paraphraser_of_its_own_teacher(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = images()
+    fitted: list[tuple[Any, ...]] = []
+    fit_paraphraser = FactorTransfer.fit_paraphraser
+
+    def fit(self: Any, teacher: keras.Model, data: Any, **kwargs: Any) -> Any:
+        history = fit_paraphraser(self, teacher, data, **kwargs)
+        fitted.append((self, teacher, data, len(history.history["loss"])))
+        return history
+
+    monkeypatch.setattr(FactorTransfer, "fit_paraphraser", fit)
+    losses = [FactorTransfer("conv", "conv", paraphraser_epochs=3), KnowledgeDistillation()]
+
+    def run() -> CourseReport:
+        keras.utils.set_random_seed(1)
+        teacher = conv_net(8, 6)
+        made = AssistantChain(teacher, [conv_net(8, 5)], conv_net(8, 4), losses)
+        made.compile("adam", loss=CE, run_eagerly=True)
+        return made.fit(x, y, seed=2, directory=tmp_path, **FIT)
+
+    report = run()
+    first, second = fitted
+    assert second[1] is report.lessons[0].model is not first[1]
+    assert first[0] is not second[0]
+    assert all(data is x and epochs == 3 for _, _, data, epochs in fitted)
+    assert [one[0].paraphraser.made_for[-1] for one in fitted] == [6, 5]
+    assert losses[0].paraphraser is None
+    assert all(np.isfinite(lesson.history["factor_transfer"]).all() for lesson in report.lessons)
+    assert [lesson.reused for lesson in run().lessons] == [True, True]
+    assert len(fitted) == 2
+
+
+def test_code_of_a_model_s_helpers_counts(tmp_path: pathlib.Path) -> None:
+    x, y = vectors()
+
+    def run(said: str) -> list[bool]:
+        module = types.ModuleType("models")
+        source = f"""
+            import keras
+            class Scale(keras.layers.Layer):
+                def helper(self, h): return {said}
+                def call(self, h): return self.helper(h)
+        """
+        exec(textwrap.dedent(source), module.__dict__)
+        keras.utils.set_random_seed(1)
+        inputs = keras.Input((5,), name="inputs")
+        scaled = module.Scale(name="scale")(inputs)
+        teacher = keras.Model(inputs, keras.layers.Dense(3, name="head")(scaled), name="teacher")
+        made = AssistantChain(teacher, [net(8)], net(4))
+        made.compile("sgd", loss=CE, run_eagerly=True)
+        return [x.reused for x in made.fit(x, y, directory=tmp_path, **FIT).lessons]
+
+    assert [run("h"), run("h")] == [[False, False], [True, True]]
+    with pytest.raises(TfcompError, match="differs in teacher:"):
+        run("h * h")
+
+
+def backup(folder: pathlib.Path) -> keras.callbacks.Callback:
+    return keras.callbacks.BackupAndRestore(folder / "backup")
+
+
 def test_mistakes_are_told_in_one_line(tmp_path: pathlib.Path) -> None:
     x, y = vectors()
     (tmp_path / "file").write_text("")
+    answers = cache_teacher(tf.data.Dataset.from_tensor_slices((x, y)).batch(8), net(4))
     cases = [
         (lambda: AssistantChain(net(4), [], net(2)), "one or more"),
         (lambda: AssistantChain(net(4), net(3), net(2)), "must be a list"),
@@ -432,6 +543,9 @@ def test_mistakes_are_told_in_one_line(tmp_path: pathlib.Path) -> None:
         (lambda: AssistantChain(net(4), [net(3)], net(2)).report, "no result"),
         (lambda: chain(path="best").fit(x, y), "validation_data"),
         (lambda: chain().fit(x, y, directory=tmp_path / "file"), "a folder"),
+        (lambda: chain().fit(x, y, callbacks=[backup(tmp_path)], **FIT), "apart.*`directory`"),
+        (lambda: chain().fit(x, y, callbacks=backup(tmp_path), **FIT), "apart.*`directory`"),
+        (lambda: chain().fit(answers, **{**FIT, "batch_size": None}), "plain inputs"),
     ]
     for make, told in cases:
         with pytest.raises(TfcompError, match=told) as error:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfcomp.distillation import BornAgain
+from tfcomp.distillation import BornAgain, FactorTransfer
 from tfcomp.distillation.lesson import Lesson
 from tfcomp.errors import TfcompError
 
@@ -232,12 +232,41 @@ def test_backup_and_restore_goes_on_within_a_lesson(tmp_path: pathlib.Path) -> N
         made = born(generations=2)
         return list(made.fit(x, y, **told, directory=tmp_path, callbacks=callbacks).lessons)
 
+    with pytest.raises(TfcompError, match=r"apart.*`directory`"):
+        born(generations=2).fit(x, y, callbacks=[keras.callbacks.BackupAndRestore(tmp_path)])
     with pytest.raises(KilledError):
         fit(1)
     lessons = fit(-1)
     assert [lesson.reused for lesson in lessons] == [True, False]
     assert len(lessons[1].history["loss"]) == 1  # the second of two epochs
     for a, b in zip(whole.student.get_weights(), lessons[1].model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_paraphraser_for_each_generation_resumed_within_a_lesson(
+    tmp_path: pathlib.Path,
+) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((16, 6, 6, 1)).astype("float32"), rng.integers(0, 3, 16)
+    told: dict[str, Any] = {**FIT, "seed": 3, "shuffle": False}
+
+    def fit(folder: str, kill: int) -> BornAgain:
+        keras.utils.set_random_seed(1)
+        layers = [keras.layers.Conv2D(4, 3, name="conv"), keras.layers.Flatten()]
+        teacher = keras.Sequential([keras.Input((6, 6, 1)), *layers, keras.layers.Dense(3)])
+        made = BornAgain(teacher, 2, FactorTransfer(paraphraser_epochs=2))
+        made.compile(keras.optimizers.Adam(0.02), loss=CE, run_eagerly=True)
+        backup = keras.callbacks.BackupAndRestore(tmp_path / folder / "backup")
+        directory = tmp_path / folder
+        made.fit(x, y, directory=directory, callbacks=[backup, KillIn(kill)], **told)
+        return made
+
+    whole = fit("whole", -1)
+    with pytest.raises(KilledError):
+        fit("run", 1)
+    resumed = fit("run", -1)
+    assert [lesson.reused for lesson in resumed.report.lessons] == [True, False]
+    for a, b in zip(whole.student.get_weights(), resumed.student.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 

@@ -155,7 +155,13 @@ def test_paraphraser_of_another_teacher_is_refused(data: Data) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [({"rate": 0}, "above 0"), ({"p": 3}, "1 or 2"), ({"variant": "book"}, "'paper' or 'code'")],
+    [
+        ({"rate": 0}, "above 0"),
+        ({"p": 3}, "1 or 2"),
+        ({"variant": "book"}, "'paper' or 'code'"),
+        ({"paraphraser_epochs": 0}, "an int above 0"),
+        ({"paraphraser_epochs": True}, "an int above 0"),
+    ],
 )
 def test_arguments_are_refused(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(TfcompError, match=said):

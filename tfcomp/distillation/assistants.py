@@ -32,7 +32,9 @@ class AssistantChain(Course):
 
     With a `directory`, every finished lesson is kept in it; `fit` with the same arguments goes
     on after the last one, also when the process was killed. A lesson is used again only if
-    teacher, student, settings and data are the same; else `fit` raises.
+    teacher, student, settings and data are the same; else `fit` raises. Of models count weights,
+    configuration, and the code of own classes and of functions that these name; of what lies
+    elsewhere, in an imported package for one, a change is not noticed.
 
     Args:
         teacher: A built model, trained. Not changed.

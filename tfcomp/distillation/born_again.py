@@ -30,6 +30,8 @@ class BornAgain(Course):
     With a `directory`, every finished generation is kept in it; `fit` with the same arguments,
     or with more generations, goes on after the last one, also when the process was killed. A
     generation is used again only if teacher, settings and data are the same; else `fit` raises.
+    Of the teacher count weights, configuration, and the code of own classes and of functions that
+    these name; of what lies elsewhere, in an imported package for one, a change is not noticed.
 
     Args:
         teacher: A built model, trained; functional, Sequential, or subclassed with a

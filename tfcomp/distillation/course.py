@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfcomp.distillation.copies import copy_stateful
 from tfcomp.distillation.digests import data_digest, digest, model_digest, unnamed
 from tfcomp.distillation.distiller import Distiller
+from tfcomp.distillation.inputs import DistillationInputs, is_absent, unpack
 from tfcomp.distillation.lesson import Lesson, LessonFiles, Source
 from tfcomp.distillation.losses import PerSampleLoss
 from tfcomp.errors import TfcompError
@@ -77,7 +79,8 @@ class Course:
 
     Args:
         teacher: A built model; not changed.
-        distillation_losses: As for `Distiller`; copied for each lesson.
+        distillation_losses: As for `Distiller`; copied for each lesson, and told its teacher
+            and data by `prepare`.
         distillation_loss_weights: As for `Distiller`.
         student_loss_weight: As for `Distiller`.
 
@@ -150,7 +153,8 @@ class Course:
                 augmentation or endless data need a name. Only with a directory.
             **kwargs: Further arguments of `keras.Model.fit`. Callbacks serve all lessons, and
                 their settings do not count among those that must be the same. With
-                `keras.callbacks.BackupAndRestore` a run goes on within a lesson, too.
+                `keras.callbacks.BackupAndRestore` a run goes on within a lesson, too; this needs
+                a directory, because a backup does not tell which lesson it is of.
 
         Returns:
             The lessons, the path, and the metrics of every model on it; for `BornAgain` those of
@@ -158,8 +162,9 @@ class Course:
             one output.
 
         Raises:
-            TfcompError: If the directory holds lessons that were given with anything else, or
-                the metric to choose by is not there.
+            TfcompError: If the directory holds lessons that were given with anything else, if
+                the data hold one teacher's answers or backups are to be made without a
+                directory, or if the metric to choose by is not there.
         """
         return self._give(self._training(x, y, validation_data, directory, seed, data_key, kwargs))
 
@@ -179,7 +184,9 @@ class Course:
     ) -> Training:
         """What `fit` was called with; data are read for their digest only if lessons are kept."""
         self._settings()
+        _check_answers(x)
         if directory is None:
+            _check_backups(options)
             return Training(x, y, validation_data, None, seed, options, {})
         folder = pathlib.Path(directory)
         if folder.exists() and not folder.is_dir():
@@ -225,6 +232,7 @@ class Course:
             self.student_loss_weight,
         )
         distiller.compile(**copy_stateful(self._settings()))
+        _prepare(distiller, training)
         logs = distiller.fit(
             training.x, training.y, validation_data=training.validation_data, **training.options
         ).history
@@ -260,6 +268,44 @@ class Course:
             evaluations |= {name: self._judge(model, training) for name, model in others.items()}
         self._report = CourseReport(tuple(lessons), tuple(path), evaluations)
         return self._report
+
+
+def _prepare(distiller: Distiller, training: Training) -> None:
+    """Has losses learn what they need of a lesson's teacher."""
+    names = ("batch_size", "steps_per_epoch", "shuffle", "verbose")
+    options = {name: training.options[name] for name in names if name in training.options}
+    for loss in distiller.distillation_losses:
+        if isinstance(loss, PerSampleLoss):
+            loss.prepare(distiller.teacher, training.x, **options)
+
+
+def _check_answers(x: Any) -> None:
+    """Raises if the data hold what one teacher says: each lesson has a teacher of its own."""
+    if not isinstance(x, tf.data.Dataset):
+        return
+    element = x.element_spec
+    alone = not isinstance(element, tuple) or isinstance(element, DistillationInputs)
+    if not is_absent(unpack(element if alone else element[0]).teacher_outputs):
+        raise TfcompError(
+            "Every lesson has a teacher of its own: expected plain inputs, received the answers of "
+            "one teacher from cache_teacher. Pass the dataset itself."
+        )
+
+
+def _callbacks(options: dict[str, Any]) -> list[keras.callbacks.Callback]:
+    """The callbacks among the arguments of `fit`, which takes a single one as well."""
+    given = options.get("callbacks") or []
+    given = getattr(given, "callbacks", given)
+    return list(given) if isinstance(given, (list, tuple)) else [given]
+
+
+def _check_backups(options: dict[str, Any]) -> None:
+    """Raises if one lesson might be restored from the backup of another."""
+    if any(isinstance(one, keras.callbacks.BackupAndRestore) for one in _callbacks(options)):
+        raise TfcompError(
+            "BackupAndRestore does not tell lessons apart: expected a `directory` that keeps the "
+            "finished ones, received None. Pass directory=... to fit, or leave the callback out."
+        )
 
 
 class _Nothing(PerSampleLoss):
@@ -310,7 +356,7 @@ def _batches_itself(data: Any) -> bool:
 def _options_digest(options: dict[str, Any]) -> str:
     """Callbacks count by their class, the bar of progress does not."""
     counted = {name: value for name, value in options.items() if name != "verbose"}
-    callbacks = [type(callback).__qualname__ for callback in options.get("callbacks") or ()]
+    callbacks = [type(callback).__qualname__ for callback in _callbacks(options)]
     return data_digest({**_text_keys(counted), "callbacks": callbacks})
 
 

@@ -42,7 +42,8 @@ class FactorTransfer(FeatureLoss):
     paraphraser is the encoder of an auto-encoder of the teacher's features. It is trained first,
     without labels, by `fit_paraphraser`, before or after the `Distiller` is made; from then on
     it is frozen, and saved with the `Distiller`. To train with one that has not been fitted is
-    refused.
+    refused. In `AssistantChain` and `BornAgain` each lesson has a paraphraser of its own, which
+    is trained when the lesson starts, on the data and the teacher of that lesson.
 
     Where the sizes of the two maps differ the larger factor is shrunk bilinearly. The value is
     never negative.
@@ -55,6 +56,8 @@ class FactorTransfer(FeatureLoss):
         p: 1 or 2.
         variant: The formula, see above.
         name: Name of its metric.
+        paraphraser_epochs: How long `fit_paraphraser` trains unless it is told otherwise; the
+            released code takes 5.
 
     Raises:
         TfcompError: If an argument is out of range; at construction of the `Distiller`, if the
@@ -89,8 +92,13 @@ class FactorTransfer(FeatureLoss):
         p: int = 1,
         variant: Variant = "code",
         name: str | None = None,
+        paraphraser_epochs: int = 5,
     ) -> None:
         super().__init__(teacher_layer, student_layer, name)
+        if type(paraphraser_epochs) is not int or paraphraser_epochs < 1:
+            raise TfcompError(
+                f"`paraphraser_epochs` must be an int above 0. Received: {paraphraser_epochs!r}."
+            )
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
             raise TfcompError(f"`rate` must be a number above 0. Received: {rate!r}.")
         if p not in (1, 2) or isinstance(p, bool):
@@ -98,6 +106,7 @@ class FactorTransfer(FeatureLoss):
         self.rate = float(rate)
         self.p = int(p)
         self.variant = choice("variant", variant, Variant)
+        self.paraphraser_epochs = paraphraser_epochs
         self._paraphraser: _Paraphraser | None = None
         self._fitted = False
 
@@ -114,8 +123,17 @@ class FactorTransfer(FeatureLoss):
         widths = [shape[-1], paraphraser.channels, paraphraser.channels]
         self.layers = (_stack(shape, widths, 0, "translator"), paraphraser)
 
+    def prepare(self, teacher: keras.Model, x: Any, **kwargs: Any) -> None:
+        """Calls `fit_paraphraser`."""
+        self.fit_paraphraser(teacher, x, **kwargs)
+
     def fit_paraphraser(
-        self, teacher: keras.Model, x: Any, epochs: int = 5, optimizer: Any = "adam", **kwargs: Any
+        self,
+        teacher: keras.Model,
+        x: Any,
+        epochs: int | None = None,
+        optimizer: Any = "adam",
+        **kwargs: Any,
     ) -> keras.callbacks.History:
         """Trains the paraphraser to keep what is needed to reconstruct the teacher's features.
 
@@ -127,7 +145,7 @@ class FactorTransfer(FeatureLoss):
             teacher: The teacher, a functional or Sequential model.
             x: Data for `fit`, such as the dataset for the distillation; where it comes from
                 `cache_teacher` with this layer, the teacher is not run.
-            epochs: Number of passes over it; the released code takes 5.
+            epochs: Number of passes over it; `paraphraser_epochs` by default.
             optimizer: A Keras optimizer or its name.
             **kwargs: Passed to `keras.Model.fit`: `batch_size`, `verbose`, ….
 
@@ -148,6 +166,7 @@ class FactorTransfer(FeatureLoss):
         paraphraser.trainable = True
         try:
             autoencoder.compile(optimizer, jit_compile=False)
+            epochs = self.paraphraser_epochs if epochs is None else epochs
             history = autoencoder.fit(x, epochs=epochs, **kwargs)
         finally:
             paraphraser.trainable = False
@@ -169,7 +188,7 @@ class FactorTransfer(FeatureLoss):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         own = {"rate": self.rate, "p": self.p, "variant": self.variant}
-        return {**super().get_config(), **own}
+        return {**super().get_config(), **own, "paraphraser_epochs": self.paraphraser_epochs}
 
     def _teacher_layer(self, teacher: keras.Model) -> str:
         if self.teacher_layer is not None:

@@ -63,6 +63,18 @@ class PerSampleLoss(keras.distillation.DistillationLoss):
         """Raises `TfcompError` unless structures and known dimensions agree."""
         check_same_shapes(teacher_outputs, student_outputs)
 
+    def prepare(self, teacher: keras.Model, x: Any, **kwargs: Any) -> None:
+        """Learns what must be known of the teacher before training; here nothing.
+
+        `AssistantChain` and `BornAgain` call it at the start of each lesson, after the
+        `Distiller` was made. A subclass that has something to learn redefines it.
+
+        Args:
+            teacher: The teacher of the lesson.
+            x: Data as `fit` takes them, the labels apart where they are arrays.
+            **kwargs: Those of `fit` that say how to read the data: `batch_size`, `verbose`, ….
+        """
+
     def __reduce__(self) -> Any:
         # Copied and pickled by configuration: variables are not picklable.
         return _from_config, (type(self), self.get_config())
