@@ -438,6 +438,46 @@ def test_views_are_probed_and_a_teacher_that_differs_as_hardware_does_is_the_sam
         np.testing.assert_allclose(inputs.teacher_outputs, inputs.inputs * 1.01, rtol=1e-6)
 
 
+def test_the_probe_is_of_32_samples_or_of_the_batch_that_a_teacher_is_for(
+    tmp_path: pathlib.Path,
+) -> None:
+    class Samples(keras.layers.Layer):
+        def build(self, shape: Any) -> None:
+            self.count = tf.Variable(0, trainable=False)
+
+        def call(self, inputs: Any) -> Any:
+            self.count.assign_add(tf.shape(inputs)[0])
+            return inputs
+
+    x = np.random.default_rng(0).random((100, 4)).astype("float32")
+    for batch, probe in ((None, 32), (50, 50)):
+        inputs, counter = keras.Input(batch_shape=(batch, 4)), Samples()
+        outputs = counter(inputs)
+        if batch:
+            outputs = keras.ops.matmul(np.eye(batch, dtype="float32"), outputs)
+        teacher = keras.Model(inputs, outputs)
+        dataset = tf.data.Dataset.from_tensor_slices(x).batch(50)
+        for total in (100, 100 + probe):
+            cache_teacher(dataset, teacher, tmp_path / f"{batch}")
+            assert int(counter.count) == total
+
+
+def test_half_precision_may_differ_more(
+    data: Data, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teachers, "own_code", lambda model: b"")
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        made = [scaling(said=f"h * {factor}") for factor in ("1.0", "1.004", "1.05")]
+    finally:
+        keras.config.set_dtype_policy("float32")
+    written = []
+    for teacher in made:
+        cache_teacher(batches_of(data), teacher, tmp_path / "t")
+        written.append((tmp_path / "t").stat().st_mtime_ns)
+    assert written[0] == written[1] != written[2]
+
+
 @pytest.mark.parametrize("size", [4, 6, 9])
 def test_images_of_another_size_are_resized_for_the_teacher_and_for_the_student(
     make_net: Make, data: Data, size: int

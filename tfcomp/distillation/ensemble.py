@@ -44,8 +44,8 @@ class Ensemble(keras.Model):
 
     Args:
         teachers: Built functional or Sequential models with inputs and outputs of the same
-            structure. Images may differ in size: the ensemble takes the largest and resizes
-            it bilinearly in front of the others.
+            structure. Images may differ in size: the ensemble is a model for the largest and
+            resizes it bilinearly in front of the others.
         combine: How, see above.
         weights: A number above 0 for each teacher; they are divided by their sum. Equal by
             default.
