@@ -193,11 +193,11 @@ def test_attention_and_its_jacobian_are_those_by_hand() -> None:
 
 @settings(deadline=None, max_examples=6, derandomize=True)
 @given(
-    batch=st.integers(1, 3),
-    shape=st.tuples(st.integers(2, 4), st.integers(2, 4), st.integers(1, 2)),
+    batch=st.integers(1, 4),
+    shape=st.tuples(st.integers(2, 5), st.integers(3, 5), st.integers(1, 2)),
     kernel=st.integers(1, 2),
     widths=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    weight=st.sampled_from([0.0, 0.3, 2.0]),
+    weight=st.sampled_from([0.3, 2.0]),
     seed=st.integers(0, 999),
 )
 def test_attention_of_every_shape_is_that_by_hand(
