@@ -519,6 +519,7 @@ def test_round_trips(loss: Any) -> None:
     ]:
         assert type(clone) is type(loss)
         assert clone.get_config() == loss.get_config()
+        assert getattr(clone, "variant", None) == getattr(loss, "variant", None)
 
 
 @pytest.mark.parametrize("loss", [DecoupledKD(temperature=2.0), DIST(temperature=2.0)])
