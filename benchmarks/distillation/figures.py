@@ -1,9 +1,10 @@
-"""The tables and the plot of the comparison on CIFAR-10 and of the step times, from the results.
+"""The tables and the plots of the comparison on CIFAR-10 and of the step times, from the results.
 
     python -m benchmarks.distillation.figures
 
-Writes docs/distillation_methods.svg, and into docs/distillation.md what stands between the
-comments `<!-- representation -->` and `<!-- step times -->` and their ends.
+Writes docs/distillation_methods.svg and docs/distillation_steps.svg, and into
+docs/distillation.md what stands between the comments `<!-- representation -->` and
+`<!-- step times -->` and their ends.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tfcomp.files import replacing
 DOCS = pages.DOCS
 PAGE = DOCS / "distillation.md"
 PLOT = DOCS / "distillation_methods.svg"
+STEPS_PLOT = DOCS / "distillation_steps.svg"
 # A difference of more than this many standard errors is called one.
 ERRORS = 2.0
 COMPARISON = """## Which method helps
@@ -190,9 +192,7 @@ def times() -> str | None:
     lines = ["| method | teacher running | teacher cached |", "|---|--:|--:|"]
     for name in [*running, *(n for n in peers if n != "A/A control")]:
         row = [_ratio(group.get(name)) for group in ({**running, **peers}, cached)]
-        method = methods.METHODS.get(name)
-        title = method.title if method else name.replace("_", " ")
-        lines.append(f"| {title} | {row[0]} | {row[1]} |")
+        lines.append(f"| {_title(name)} | {row[0]} | {row[1]} |")
     budget, machine = saved["budget"], saved["hardware"]
     lines += [
         "",
@@ -203,6 +203,61 @@ def times() -> str | None:
         f"interleaved; {machine['cpu']}.",
     ]
     return "\n".join(lines)
+
+
+def draw_times() -> None:
+    """Ratios of step times with their quartiles."""
+    saved = results.load(methods.STEP_TIMES)
+    if saved is None:
+        return
+    mpl.rcParams["svg.hashsalt"] = "tfcomp"
+    running, cached, peers = (saved["results"][key] for key in ("running", "cached", "peers"))
+    running = {**running, **{n: r for n, r in peers.items() if n != "A/A control"}}
+    names = sorted(running, key=lambda name: -running[name]["ratio"])
+    figure, axes = pyplot.subplots(figsize=(7.5, 0.3 * len(names) + 1.2), layout="constrained")
+    for group, label, color in (
+        (running, "running", COLORS[False]),
+        (cached, "cached", COLORS[True]),
+    ):
+        rows = [(row, group[name]) for row, name in enumerate(names) if name in group]
+        middles = [one["ratio"] for _, one in rows]
+        spread = [
+            [one["ratio"] - one["low"] for _, one in rows],
+            [one["high"] - one["ratio"] for _, one in rows],
+        ]
+        axes.errorbar(
+            middles,
+            [row for row, _ in rows],
+            xerr=spread,
+            fmt="o",
+            color=color,
+            label=f"teacher {label}",
+        )
+    axes.axvline(1, color="0.3", linewidth=1)
+    axes.set_yticks(range(len(names)), [_title(name) for name in names])
+    axes.set_xlabel("time of a step over that of the work that it cannot do without")
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.legend(loc="upper right", frameon=False)
+    with replacing(STEPS_PLOT) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+_TITLES = {
+    "gradient_at": "AT of gradients",
+    "jacobian": "Jacobian matching",
+    "attention_jacobian": "Jacobians of attention",
+    "jacobian_noise": "noisy inputs",
+    "logit_l1": "L1 of logits",
+    "projection": "knowledge projection, all routes",
+}
+
+
+def _title(name: str) -> str:
+    method = methods.METHODS.get(name)
+    return method.title if method else _TITLES.get(name, name.replace("_", " "))
 
 
 def _ratio(value: dict[str, float] | None) -> str:
@@ -225,7 +280,9 @@ def main(_: list[str]) -> None:
         put("representation", "\n\n".join(parts))
     table = times()
     if table is not None:
-        put("step times", f"{TIMES}\n\n{table}")
+        draw_times()
+        image = f"![Time of a step of each method]({STEPS_PLOT.name})"
+        put("step times", f"{TIMES}\n\n{table}\n\n{image}")
     print(PAGE)
 
 

@@ -7,13 +7,15 @@ On one core, batches of 64 images of 32×32×3, teacher and student of the compa
 - with what the teacher says from `cache_teacher`, against the student's plain training step;
 - mutual learning of two students against two plain steps.
 
-Methods are timed in groups, each with its own baseline and A/A control.
+Methods are timed in groups, each with its own baseline and A/A control, and saved group by group:
+what is there with the same budget is not timed again.
 
     python -m benchmarks.distillation.step_times [--rounds=10] [--steps=3] [--methods=at,kd]
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +29,7 @@ from absl import app, flags
 
 from benchmarks import results
 from benchmarks.distillation import cifar, methods
-from benchmarks.timing import Ratio, Step, interleaved
+from benchmarks.timing import Step, interleaved
 from tfcomp import distillation
 from tfcomp.distillation import DistillationInputs, Distiller, KnowledgeDistillation, MutualLearning
 from tfcomp.distillation.extractor import PRE_ACTIVATION
@@ -48,10 +50,15 @@ OTHERS: dict[str, Callable[[Any], Any]] = {
     "jacobian": lambda _: distillation.JacobianMatching(),
     "attention_jacobian": lambda _: distillation.AttentionJacobianMatching(),
     "jacobian_noise": lambda _: distillation.NoisyInputMatching(),
+    "logit_l1": lambda _: distillation.LogitL1(),
 }
-
-
-ADVERSARIAL = "adversarial"
+# Trainers in place of a Distiller; of projection with all its routes, before any is pruned.
+TRAINERS: dict[str, Callable[[], Distiller]] = {
+    "adversarial": lambda: distillation.AdversarialDistiller(teacher(), student()),
+    "projection": lambda: distillation.KnowledgeProjection(teacher(), student()),
+}
+# What the teacher says of these is not cached: it depends on the step.
+NOT_CACHED = ("gradient_at", "jacobian", "attention_jacobian", "jacobian_noise")
 
 
 def student() -> keras.Model:
@@ -80,7 +87,7 @@ def plain() -> tf.data.Dataset:
 def names() -> list[str]:
     """The methods that were asked for, but mutual learning, which has no teacher."""
     known = [n for n, m in methods.METHODS.items() if m.loss is not None or n == "kd"]
-    known += [ADVERSARIAL, *OTHERS]
+    known += [*TRAINERS, *OTHERS]
     return [name for name in _METHODS.value or known if name in known]
 
 
@@ -98,7 +105,8 @@ def loss_of(name: str) -> Any:
 
 def cached(model: Distiller) -> tf.data.Dataset:
     """The data with all that the distiller's losses want of the teacher."""
-    wanted: list[str] = []
+    routes = model.routes if isinstance(model, distillation.KnowledgeProjection) else ()
+    wanted = [of_teacher for of_teacher, _ in routes]
     for loss in model.distillation_losses:
         layers = keras.tree.flatten(getattr(loss, "teacher_layer_name", None))
         end = PRE_ACTIVATION if getattr(loss, "pre_activation", False) else ""
@@ -107,8 +115,8 @@ def cached(model: Distiller) -> tf.data.Dataset:
 
 
 def distiller(name: str) -> Distiller:
-    if name == ADVERSARIAL:
-        return distillation.AdversarialDistiller(teacher(), student())
+    if name in TRAINERS:
+        return TRAINERS[name]()
     return Distiller(teacher(), student(), [loss_of(name)])
 
 
@@ -124,58 +132,65 @@ def cached_steps(group: list[str]) -> dict[str, Step]:
 
 
 def in_groups(
+    part: str,
     wanted: list[str],
     baseline: Callable[[], Step],
     make: Callable[[list[str]], dict[str, Step]],
     budget: dict[str, int],
-) -> dict[str, Ratio]:
-    """Ratios of all; of the groups' controls the worst."""
-    found: dict[str, Ratio] = {}
+) -> None:
+    """Ratios of those that are not there yet; of the groups' controls the worst is kept."""
+    wanted = [name for name in wanted if name not in stored(budget)[part]]
     for start in range(0, len(wanted), GROUP):
-        ratios = interleaved(baseline(), make(wanted[start : start + GROUP]), **budget)
-        control = ratios.pop("A/A control")
-        worst = found.setdefault("A/A control", control)
-        if abs(control.ratio - 1) > abs(worst.ratio - 1):
-            found["A/A control"] = control
-        found |= ratios
+        ratios = interleaved(
+            baseline(),
+            make(wanted[start : start + GROUP]),
+            rounds=budget["rounds"],
+            steps=budget["steps"],
+        )
+        results.print_ratios(part, ratios, {})
+        control = dataclasses.asdict(ratios.pop("A/A control"))
+        every = stored(budget)
+        worst = every[part].setdefault("A/A control", control)
+        if abs(control["ratio"] - 1) > abs(worst["ratio"] - 1):
+            every[part]["A/A control"] = control
+        every[part] |= {name: dataclasses.asdict(ratio) for name, ratio in ratios.items()}
+        results.save(methods.STEP_TIMES, seed=0, budget=budget, results=every)
         keras.backend.clear_session()
-    return found
 
 
-def with_running_teacher(budget: dict[str, int]) -> dict[str, Ratio]:
-    floor = lambda: stepper(WithTeacher(teacher(), student()), plain())  # noqa: E731
-    return in_groups(names(), floor, running_steps, budget)
+def stored(budget: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """What has been measured with this budget."""
+    saved = results.load(methods.STEP_TIMES)
+    found: dict[str, dict[str, Any]] = {"running": {}, "cached": {}, "peers": {}}
+    return found if saved is None or saved["budget"] != budget else saved["results"]
 
 
-def with_cached_teacher(budget: dict[str, int]) -> dict[str, Ratio]:
-    cacheable = [name for name in names() if name not in OTHERS]
-    return in_groups(cacheable, lambda: stepper(student(), plain()), cached_steps, budget)
+def floor() -> Step:
+    """The student's plain step and the teacher forward."""
+    return stepper(WithTeacher(teacher(), student()), plain())
 
 
-def of_peers(budget: dict[str, int]) -> dict[str, Ratio]:
-    """Two peers against two students that do not know of each other."""
+def two_students() -> Step:
+    """A step of each of two students that do not know of each other."""
     one, other = (stepper(student(), plain()) for _ in range(2))
-    peers = MutualLearning([student(), cifar.STUDENT.build(1, "peer")])
-    return interleaved(lambda: (one(), other()), {"mutual": stepper(peers, plain())}, **budget)
+    return lambda: (one(), other())
+
+
+def peers(_: list[str]) -> dict[str, Step]:
+    """A step of two peers."""
+    both = MutualLearning([student(), cifar.STUDENT.build(1, "peer")])
+    return {"mutual": stepper(both, plain())}
 
 
 def main(_: list[str]) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    budget = {"rounds": flags.FLAGS.rounds, "steps": flags.FLAGS.steps}
-    running = with_running_teacher(budget)
-    results.print_ratios("against student step + teacher forward, one core", running, {})
-    from_cache = with_cached_teacher(budget)
-    results.print_ratios("cached teacher against the plain student step", from_cache, {})
-    peers = of_peers(budget)
-    results.print_ratios("mutual learning against two plain steps", peers, {})
-    path = results.save(
-        methods.STEP_TIMES,
-        seed=0,
-        budget={**budget, "batch": BATCH, "cores": 1, "group": GROUP},
-        results={"running": running, "cached": from_cache, "peers": peers},
-    )
-    print(path)
+    rounds, steps = flags.FLAGS.rounds, flags.FLAGS.steps
+    budget = {"rounds": rounds, "steps": steps, "batch": BATCH, "cores": 1, "group": GROUP}
+    in_groups("running", names(), floor, running_steps, budget)
+    cacheable = [name for name in names() if name not in NOT_CACHED]
+    in_groups("cached", cacheable, lambda: stepper(student(), plain()), cached_steps, budget)
+    in_groups("peers", ["mutual"], two_students, peers, budget)
 
 
 if __name__ == "__main__":

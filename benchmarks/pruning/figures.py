@@ -2,8 +2,9 @@
 
     python -m benchmarks.pruning.figures
 
-Writes docs/pruning_lenets.svg, and into docs/pruning.md what stands between the comments
-`<!-- lenets -->`, `<!-- steps -->` and `<!-- masks -->` and their ends.
+Writes docs/pruning_lenets.svg, docs/pruning_steps.svg and docs/pruning_masks.svg, and into
+docs/pruning.md what stands between the comments `<!-- lenets -->`, `<!-- steps -->` and
+`<!-- masks -->` and their ends.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from tfcomp.files import replacing
 
 PAGE = DOCS / "pruning.md"
 PLOT = DOCS / "pruning_lenets.svg"
+STEPS_PLOT = DOCS / "pruning_steps.svg"
+MASKS_PLOT = DOCS / "pruning_masks.svg"
 TITLES = {
     "dense": "dense",
     "han": "pruned and retrained, by magnitude",
@@ -31,6 +34,7 @@ TITLES = {
     "magnitude": "magnitude at initialisation",
     "random": "random",
 }
+STEP_TITLES = {"mobile_net": "convolutional, 0.1 M weights", "dense_net": "dense, 20 M weights"}
 NETWORKS = {"lenet_300_100": "LeNet-300-100", "lenet_5": "LeNet-5"}
 
 
@@ -104,8 +108,10 @@ def draw(rows: dict[lenets.Run, list[dict[str, Any]]]) -> None:
 def steps(saved: dict[str, Any]) -> str:
     """Step times over the plain step's, by unit and scope."""
     groups = saved["results"]
-    titles = {"mobile_net": "convolutional, 0.1 M weights", "dense_net": "dense, 20 M weights"}
-    lines = [f"| unit, scope | {' | '.join(titles[name] for name in groups)} |", "|---|--:|--:|"]
+    lines = [
+        f"| unit, scope | {' | '.join(STEP_TITLES[name] for name in groups)} |",
+        "|---|--:|--:|",
+    ]
     first = next(iter(groups.values()))
     for key in first:
         cells = [
@@ -139,10 +145,79 @@ def masks(saved: dict[str, Any]) -> str:
         "",
         "Seconds of an update of all masks, by the number of weights, and the most memory beyond "
         "what was held before, for the largest. Global update of single weights over "
-        f"`numpy.partition` of the same magnitudes, at {names[-1]}: {ratio:.2f} (reach: ≤ 3). One "
-        f"core, {saved['hardware']['cpu']}.",
+        f"`numpy.partition` of the same magnitudes, at {names[-1]}: {ratio:.2f} (reach: ≤ 3). "
+        f"{_growth(groups)} One core, {saved['hardware']['cpu']}.",
     ]
     return "\n".join(lines)
+
+
+def _growth(groups: dict[str, Any]) -> str:
+    """How much longer an update takes with more weights, over all sizes and the last two."""
+    sizes = list(groups.values())
+    said = []
+    for first, last in ((sizes[0], sizes[-1]), (sizes[-2], sizes[-1])):
+        more = last["weights"] / first["weights"]
+        times = [
+            last["rows"][key]["seconds"] / row["seconds"]
+            for key, row in first["rows"].items()
+            if key != "numpy.partition"
+        ]
+        floor = [one["rows"]["numpy.partition"]["seconds"] for one in (last, first)]
+        said.append(
+            f"from {first['weights'] / 1e6:.1f} M on, {more:.0f} times the weights, it takes "
+            f"{min(times):.1f} to {max(times):.1f} times as long (`numpy.partition` "
+            f"{floor[0] / floor[1]:.1f})"
+        )
+    return f"Growth up to {sizes[-1]['weights'] / 1e6:.0f} M: {'; '.join(said)}."
+
+
+def draw_steps(saved: dict[str, Any]) -> None:
+    """Ratios of step times with their quartiles."""
+    groups = saved["results"]
+    names = list(next(iter(groups.values())))
+    with mpl.rc_context({"svg.hashsalt": "steps"}):
+        figure, axes = pyplot.subplots(figsize=(7.5, 0.32 * len(names) + 1), layout="constrained")
+        for (name, group), color, shift in zip(
+            groups.items(), ("#1f6f8b", "#d1603d"), (-0.12, 0.12), strict=True
+        ):
+            middle = [group[key]["ratio"] for key in names]
+            low = [group[key]["ratio"] - group[key]["low"] for key in names]
+            high = [group[key]["high"] - group[key]["ratio"] for key in names]
+            places = [place + shift for place in range(len(names))]
+            axes.errorbar(
+                middle, places, xerr=[low, high], fmt="o", color=color, label=STEP_TITLES[name]
+            )
+        axes.axvline(1, color="0.3", linewidth=1)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set_xlabel("time of a step with masks over that of the plain step")
+        axes.grid(axis="x", color="0.9")
+        axes.legend(frameon=False, fontsize=8)
+        with replacing(STEPS_PLOT) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def draw_masks(saved: dict[str, Any]) -> None:
+    """Seconds of an update by the number of weights."""
+    groups = list(saved["results"].values())
+    weights = [group["weights"] for group in groups]
+    with mpl.rc_context({"svg.hashsalt": "masks"}):
+        figure, axes = pyplot.subplots(figsize=(7.5, 4.2), layout="constrained")
+        for index, key in enumerate(groups[0]["rows"]):
+            seconds = [group["rows"][key]["seconds"] for group in groups]
+            is_floor = key == "numpy.partition"
+            style = "k-" if is_floor else f"C{index // 2}{'-' if index % 2 else '--'}"
+            axes.loglog(weights, seconds, style, marker="o", ms=3, lw=1.2, label=key)
+        floor = groups[-1]["rows"]["numpy.partition"]["seconds"]
+        even = [floor * count / weights[-1] for count in weights]
+        axes.loglog(weights, even, ":", color="0.5", label="in proportion to the weights")
+        axes.set(xlabel="weights", ylabel="seconds of an update")
+        axes.grid(color="0.9")
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        with replacing(MASKS_PLOT) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})
+        pyplot.close(figure)
 
 
 def main(_: list[str]) -> None:
@@ -152,13 +227,21 @@ def main(_: list[str]) -> None:
         image = f"![Test errors of each network]({PLOT.name})"
         parts = ["## LeNets on MNIST", of_lenets(rows), image]
         put(PAGE, "lenets", "\n\n".join(parts))
-    for marker, title, name, table in (
-        ("steps", "## What a step costs", "pruning_step_times", steps),
-        ("masks", "## What an update of the masks costs", "pruning_mask_update", masks),
+    for marker, title, name, table, plot, path in (
+        ("steps", "What a step costs", "pruning_step_times", steps, draw_steps, STEPS_PLOT),
+        (
+            "masks",
+            "What an update of the masks costs",
+            "pruning_mask_update",
+            masks,
+            draw_masks,
+            MASKS_PLOT,
+        ),
     ):
         saved = results.load(name)
         if saved is not None:
-            put(PAGE, marker, f"{title}\n\n{table(saved)}")
+            plot(saved)
+            put(PAGE, marker, f"## {title}\n\n{table(saved)}\n\n![{title}]({path.name})")
     print(PAGE)
 
 

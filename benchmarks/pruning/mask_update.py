@@ -3,7 +3,7 @@
 Four square Dense kernels together, sparsity 0 to 0.8: seconds of the whole update (scores, counts,
 masks, zeros), in turns with `numpy.partition` of the same magnitudes in one array, and the peak of
 memory beyond what the process held before. Each number of weights in a process of its own, on one
-core.
+core; what is there with the same budget is not measured again.
 
     python -m benchmarks.pruning.mask_update [--repeats=5] [--millions=0.1,0.5,2.5,10,50]
 """
@@ -29,7 +29,7 @@ from rich.table import Table
 
 from benchmarks import results
 from tfcomp.callbacks import PruneWeights
-from tfcomp.pruning import NM, Blocks, ConstantSparsity, Kernels, Unit, Weights
+from tfcomp.pruning import NM, Blocks, ConstantSparsity, Filters, Kernels, Unit, Weights
 
 _REPEATS = flags.DEFINE_integer("repeats", 5, "how often each is timed", 1)
 _MILLIONS = flags.DEFINE_list("millions", ["0.1", "0.5", "2.5", "10", "50"], "of weights")
@@ -42,6 +42,7 @@ UNITS: dict[str, tuple[Unit, float]] = {
     "2:4": (NM(2, 4), 0.5),
     "blocks 4×4": (Blocks(4, 4), 0.8),
     "kernels": (Kernels(), 0.8),
+    "filters": (Filters(), 0.8),
 }
 
 
@@ -135,8 +136,12 @@ def main(_: list[str]) -> None:
     if _ONE.value is not None:
         print(json.dumps(measure(_ONE.value)))
         return
-    found: dict[str, Any] = {}
+    budget = {"repeats": _REPEATS.value, "kernels": KERNELS, "units": list(UNITS)}
+    saved = results.load(NAME)
+    found = saved["results"] if saved is not None and saved["budget"] == budget else {}
     for millions in _MILLIONS.value:
+        if millions in found:
+            continue
         command = [sys.executable, "-m", "benchmarks.pruning.mask_update", f"--one={millions}"]
         done = subprocess.run(
             [*command, f"--repeats={_REPEATS.value}"],
@@ -146,10 +151,8 @@ def main(_: list[str]) -> None:
             check=True,
         )
         found[millions] = json.loads(done.stdout.splitlines()[-1])
-        print(f"{millions} M done", flush=True)
+        print(results.save(NAME, seed=0, budget=budget, results=found), millions, flush=True)
     show(found)
-    budget = {"repeats": _REPEATS.value, "kernels": KERNELS}
-    print(results.save(NAME, seed=0, budget=budget, results=found))
 
 
 if __name__ == "__main__":

@@ -68,12 +68,12 @@ def test_depth_multiplier_repeats_and_batch_normalization_follows():
     assert list(found.producers) == ["a", "out"]
 
 
-def test_a_convolution_added_to_a_concatenation_joins_three_layers_in_one_group():
+def test_a_convolution_added_to_a_concatenation_is_in_a_group_with_each_part():
     x = keras.Input((4, 4, 3))
     y = layers.Concatenate()([conv(2, "a")(x), conv(3, "b")(x)])
     y = y + conv(5, "c")(x)
     found = dependencies(keras.Model(x, layers.Dense(2, name="out")(layers.Flatten()(y))))
-    assert groups_of(found) == [(("a", "b", "c"), 5)]
+    assert groups_of(found) == [(("a", "c"), 2), (("b", "c"), 3)]
     assert removed_channels(found, [3]) == {"b": [1], "c": [3]}
 
 

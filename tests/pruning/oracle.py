@@ -394,8 +394,8 @@ def wrong_index(layer: Any, fault: str = "shifted") -> Iterator[list[tuple[int, 
     def wrong(value: Array, keep: dict[int, npt.NDArray[np.bool_]]) -> Array:
         result = right(value, keep)
         mine = any(value.shape == weight.shape and (value == weight).all() for weight in target)
-        axis = min(keep, default=None)
-        if not mine or planted or axis is None or keep[axis].all():
+        axis = min((axis for axis, marked in keep.items() if not marked.all()), default=None)
+        if not mine or planted or axis is None:
             return result
         planted.append(value.shape)
         if fault == "permuted":

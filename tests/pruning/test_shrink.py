@@ -25,7 +25,7 @@ from tests.pruning.oracle import (
 )
 from tfcomp.errors import TfcompError, UnsupportedModelError
 from tfcomp.graph import dependencies, rebuild, removal, trace
-from tfcomp.pruning import Criterion, L1Norm, L2Norm, Random, shrink
+from tfcomp.pruning import Criterion, L1Norm, L2Norm, Random, sensitivity, shrink
 from tfcomp.quantization import quantize_aware
 
 
@@ -332,7 +332,7 @@ def test_channels_first():
     _, report = check(channels_first())
     assert list(report.skipped) == ["logits"]
     assert {layer.name: layer.after for layer in report.layers} == {
-        "stem": 2, "gate": 2, "beside": 3, "ten": 5, "up": 4, "separable": 4, "grouped": 4,
+        "stem": 3, "gate": 3, "beside": 2, "ten": 5, "up": 4, "separable": 4, "grouped": 4,
         "last": 3, "pooled": 3, "flat": 3, "plain": 3, "logits": 3,
     }  # fmt: skip
 
@@ -358,6 +358,28 @@ def test_a_bias_that_keras_adds_along_the_width_is_not_cut():
     found = dependencies(model(3))
     with pytest.raises(UnsupportedModelError, match="biased channels-first layer of width 3"):
         removal.remove_units(found, found.producers["first"].units[:3].tolist())
+
+
+def test_what_is_added_to_a_concatenation_loses_the_same_share_of_each_part():
+    x = keras.Input((6, 6, 3))
+    a, b = (layers.Conv2D(8, 3, padding="same", name=name)(x) for name in "ab")
+    y = layers.Concatenate(name="cat")([a, b])
+    for index in range(4):
+        y = layers.Add()([y, layers.Conv2D(16, 1, activation="relu", name=f"block{index}")(y)])
+    y = layers.Dense(3, name="logits")(layers.GlobalAveragePooling2D()(y))
+    model = keras.Model(x, y)
+    _, report = check(model)
+    after = {layer.name: layer.after for layer in report.layers}
+    assert after == {"a": 4, "b": 4, **{f"block{i}": 8 for i in range(4)}, "logits": 3}
+    table = sensitivity(model, lambda m: -m.count_params(), unit="channels", sparsities=[0.25, 0.5])
+    blocks = " + ".join(f"block{index}" for index in range(4))
+    assert list(table.scores) == [f"a + {blocks}", f"b + {blocks}"]
+    ratios = {f"a + {blocks}": 0.5, f"b + {blocks}": 0.25}
+    after = {layer.name: layer.after for layer in shrink(model, ratios)[1].layers}
+    assert (after["a"], after["b"], after["block0"]) == (4, 6, 10)
+    # One of them by name: the groups that it is in.
+    after = {layer.name: layer.after for layer in shrink(model, {"a": 0.5})[1].layers}
+    assert (after["a"], after["b"], after["block0"]) == (4, 8, 12)
 
 
 def test_a_quantisation_aware_model_is_to_be_cut_before():

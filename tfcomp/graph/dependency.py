@@ -73,9 +73,12 @@ class Producer:
 class Group:
     """Layers whose output channels are coupled, and the units that couple them.
 
+    A layer is in several groups where its channels are coupled with those of several others, as
+    the convolution that is added to a concatenation: a share of each group is a share of it.
+
     Attributes:
         layers: Names of the producers, in order of first call.
-        units: The units that can be removed, each by itself.
+        units: The units that take channels of just these layers; each can be removed by itself.
     """
 
     layers: tuple[str, ...]
@@ -281,31 +284,15 @@ def _why_fixed(roots: Ids, reasons: Mapping[int, str]) -> str | None:
 
 
 def _groups(producers: Mapping[str, Producer], n_units: int) -> tuple[Group, ...]:
-    """Connected components of layers and units: two layers that share a unit are in one group."""
-    parents = list(range(n_units))
-
-    def root(unit: int) -> int:
-        while parents[unit] != unit:
-            parents[unit] = parents[parents[unit]]
-            unit = parents[unit]
-        return unit
-
-    own = {name: np.unique(producer.units) for name, producer in producers.items()}
-    own = {name: units[units != FIXED] for name, units in own.items()}
-    for units in own.values():
-        for unit in units[1:].tolist():
-            low, high = sorted((root(int(units[0])), root(unit)))
-            parents[high] = low
-    members: dict[int, list[int]] = {}
-    for unit in range(n_units):
-        members.setdefault(root(unit), []).append(unit)
-    layers: dict[int, list[str]] = {first: [] for first in members}
-    for name, units in own.items():
-        if len(units):
-            layers[root(int(units[0]))].append(name)
-    return tuple(
-        Group(tuple(layers[first]), np.array(members[first], dtype=np.int64)) for first in members
-    )
+    """The units by the layers that they take channels of."""
+    layers: list[list[str]] = [[] for _ in range(n_units)]
+    for name, producer in producers.items():
+        for unit in np.unique(producer.units[producer.units != FIXED]).tolist():
+            layers[unit].append(name)
+    members: dict[tuple[str, ...], list[int]] = {}
+    for unit, names in enumerate(layers):
+        members.setdefault(tuple(names), []).append(unit)
+    return tuple(Group(names, np.array(units, dtype=np.int64)) for names, units in members.items())
 
 
 def removal_mask(found: Dependencies, units: Iterable[int]) -> npt.NDArray[np.bool_]:

@@ -288,6 +288,9 @@ def _remove_in_turn(found: Dependencies, order: list[int], wanted: int, gone: Ma
 def _ratio_of(group: Group, ratio: float | Mapping[str, float]) -> float:
     if not isinstance(ratio, Mapping):
         return ratio
+    whole = " + ".join(group.layers)
+    if whole in ratio:
+        return ratio[whole]
     return min((ratio[name] for name in group.layers if name in ratio), default=0.0)
 
 
@@ -447,7 +450,10 @@ def _checked_ratio(
         return _check_ratio(ratio)
     if scope != "local":
         raise TfcompError(f'A ratio for each layer needs scope="local". Received: scope={scope!r}.')
-    ratios = {name: _check_ratio(value) for key, value in ratio.items() for name in _layers(key)}
+    ratios: dict[str, float] = {}
+    for key, value in ratio.items():
+        for name in _layers(key):
+            ratios[name] = min(_check_ratio(value), ratios.get(name, 1.0))
     if not ratios:
         raise TfcompError(
             "`ratio` must be a fraction, or a dict of them by the names of layers. Received: {}."
@@ -462,7 +468,8 @@ def _checked_ratio(
         raise TfcompError(
             f"`ratio` expects layers of which channels can be removed. Received: {reasons}."
         )
-    return ratios
+    wholes = {" + ".join(group.layers) for group in found.groups}
+    return {**ratios, **{key: float(value) for key, value in ratio.items() if key in wholes}}
 
 
 def _why_fixed(found: Dependencies, name: str) -> str:
