@@ -76,6 +76,16 @@ def of_lenets(rows: dict[lenets.Run, list[dict[str, Any]]]) -> str:
         "many epochs again. At initialisation: one batch of the training set, all kernels "
         f"together, biases left; SynFlow in 100 rounds. 10,000 test images. One core,{cpu}",
     ]
+    short = [
+        f"{NETWORKS[run.network]} by {TITLES[run.method]} at {100 * run.sparsity:.0f} % "
+        f"({statistics.mean(seed['error'] for seed in seeds):.2f}, paper {run.paper:g})"
+        for run, seeds in rows.items()
+        if run.paper
+        and run.sparsity
+        and statistics.mean(seed["error"] for seed in seeds) > run.paper
+    ]
+    if short:
+        lines += ["", f"Short of the papers' figures: {', '.join(short)}."]
     missing = [run.name for run in lenets.RUNS if run not in rows]
     return "\n".join([*lines, *(["", f"Not yet run: {', '.join(missing)}."] if missing else [])])
 

@@ -381,6 +381,8 @@ def test_mistakes_are_told_in_one_line(make_net: Make, data: Data) -> None:
     net, two = make_net(), keras.Input((2,))
     frozen = make_net()
     frozen.trainable = False
+    wide = [keras.Input((9, 9, 1)), keras.layers.Flatten(), keras.layers.Dense(3)]
+    other_size = keras.Sequential(wide)
     heads = [keras.layers.Dense(3)(two), keras.layers.Dense(2)(two)]
     shared = keras.Model(net.input, keras.layers.Dense(3)(net.get_layer("pool").output))
     cases: list[tuple[Callable[[], Any], str]] = [
@@ -393,6 +395,7 @@ def test_mistakes_are_told_in_one_line(make_net: Make, data: Data) -> None:
         (lambda: MutualLearning([net, make_net(activation="sigmoid")]), "sigmoid"),
         (lambda: MutualLearning([net, keras.Model(two, heads)]), "one output"),
         (lambda: MutualLearning([net, make_net()], updates="both"), "`updates`"),
+        (lambda: MutualLearning([net, other_size]), "the same inputs: expected .* received .9, 9"),
         (lambda: MutualLearning([net, make_net()], variant="sum"), "`variant` must be 'code'"),
         (lambda: MutualLearning([net, frozen]).compile("sgd", CE), "cannot learn"),
         (lambda: MutualLearning([net, make_net()]).compile("sgd"), "task's loss"),

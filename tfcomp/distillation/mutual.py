@@ -111,6 +111,7 @@ class MutualLearning(keras.Model):
             )
         self.variant = choice("variant", variant, Variant)
         _check_peers(peers)
+        _check_inputs(peers)
         # Precision is each peer's affair; the policy decides on loss scaling alone.
         kwargs.setdefault("dtype", policy_of(peers))
         super().__init__(name=name, autocast=False, **kwargs)
@@ -126,6 +127,7 @@ class MutualLearning(keras.Model):
         for peer in peers:
             self._setup.divergence.validate_model_compatibility(None, peer)
         _check_outputs(peers)
+        _check_inputs(peers)
         self._others: list[keras.optimizers.Optimizer] = []
         self._mimicry = [keras.metrics.Mean(name=f"{n}_mimicry") for n in self.output_names[:-1]]
         self.built = True
@@ -445,6 +447,24 @@ def _check_peers(peers: Any) -> None:
                 "tfcomp.graph.rebuild(model)."
             )
         taken |= {id(variable) for variable in peer.variables}
+
+
+def _check_inputs(peers: Sequence[keras.Model]) -> None:
+    """All peers see the same batch."""
+    shapes = [
+        tuple(peer.inputs[0].shape)[1:]
+        for peer in peers
+        if is_graph_model(peer) and len(peer.inputs) == 1
+    ]
+    for shape in shapes:
+        fits = len(shape) == len(shapes[0]) and all(
+            None in both or both[0] == both[1] for both in zip(shape, shapes[0], strict=True)
+        )
+        if not fits:
+            raise TfcompError(
+                f"Peers must take the same inputs: expected {shapes[0]} without the batch, "
+                f"received {shape}. Put a Resizing layer in front of one."
+            )
 
 
 def _ends_in_logits(peer: keras.Model, from_logits: bool | None) -> bool:
