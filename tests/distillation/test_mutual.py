@@ -378,12 +378,13 @@ def test_peers_of_other_kinds_and_positions(data: Data) -> None:
 
 
 def test_mistakes_are_told_in_one_line(make_net: Make, data: Data) -> None:
-    net, two = make_net(), keras.Input((2,))
+    net, two = make_net(), keras.Input((6, 6, 1))
     frozen = make_net()
     frozen.trainable = False
     wide = [keras.Input((9, 9, 1)), keras.layers.Flatten(), keras.layers.Dense(3)]
     other_size = keras.Sequential(wide)
-    heads = [keras.layers.Dense(3)(two), keras.layers.Dense(2)(two)]
+    flat = keras.layers.Flatten()(two)
+    heads = [keras.layers.Dense(3)(flat), keras.layers.Dense(2)(flat)]
     shared = keras.Model(net.input, keras.layers.Dense(3)(net.get_layer("pool").output))
     cases: list[tuple[Callable[[], Any], str]] = [
         (lambda: MutualLearning([net]), "two models or more"),
