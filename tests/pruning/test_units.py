@@ -47,7 +47,7 @@ def members(unit: Unit, kernel: Kernel) -> list[list[tuple[int, ...]]]:
         flat = int(np.ravel_multi_index(outputs, shape[-2:-1] if last else shape[axis + 1 :]))
         entry = place[axis]
         if isinstance(unit, NM):
-            key: tuple[Any, ...] = (*stack, flat, entry // unit.m)
+            key: tuple[Any, ...] = (*stack, entry // unit.m, flat)
         elif isinstance(unit, Blocks):
             key = (*stack, entry // unit.inputs, flat // unit.outputs)
         elif isinstance(unit, Kernels):

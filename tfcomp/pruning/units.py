@@ -175,11 +175,7 @@ class Weights(Unit):
         return keep.size - int(np.count_nonzero(keep))
 
     def scores(self, kernel: Kernel, scores: Array, keep: Mask) -> Array:
-        if keep.all():
-            return scores.reshape(-1)
-        # Below every score: what was removed stays so, beside weights that happen to be zero.
-        # A float would not do: NumPy 1 knows no common type of it and bfloat16.
-        return np.where(keep, scores, scores.dtype.type(-np.inf)).reshape(-1)
+        return _each(scores, keep)
 
     def remove(self, kernel: Kernel, scores: Array, keep: Mask, stay: Mask) -> Mask:
         return keep & stay.reshape(keep.shape)
@@ -227,17 +223,24 @@ class NM(Unit):
         return f"of {inputs} inputs, of which {self!r} lets {self.n} stay"
 
     def split(self, kernel: Kernel, values: Array, fill: Any) -> Array:
-        lines = np.swapaxes(_matrices(kernel, values), 1, 2)
-        width = lines.shape[2]
-        if width % self.m:
-            padding = ((0, 0), (0, 0), (0, -width % self.m))
-            lines = np.pad(lines, padding, constant_values=fill)
-        return lines.reshape(-1, self.m)
+        return np.swapaxes(self._grouped(kernel, values, fill), 1, 2).reshape(-1, self.m)
 
     def join(self, kernel: Kernel, rows: Array) -> Array:
+        outputs = _matrix_shape(kernel)[2]
+        return self._joined(kernel, np.swapaxes(rows.reshape(-1, outputs, self.m), 1, 2))
+
+    def _grouped(self, kernel: Kernel, values: Array, fill: Any) -> Array:
+        """Values in the shape (stack·groups, m, outputs), where nothing has to be moved."""
+        stack = _matrices(kernel, values)
+        if stack.shape[1] % self.m:
+            padding = ((0, 0), (0, -stack.shape[1] % self.m), (0, 0))
+            stack = np.pad(stack, padding, constant_values=fill)
+        return stack.reshape(-1, self.m, stack.shape[2])
+
+    def _joined(self, kernel: Kernel, groups: Array) -> Array:
+        """What `_grouped` gives, in the kernel's shape again."""
         stack, inputs, outputs = _matrix_shape(kernel)
-        lines = rows.reshape(stack, outputs, -1)[:, :, :inputs]
-        return _in_kernel_shape(kernel, np.swapaxes(lines, 1, 2))
+        return _in_kernel_shape(kernel, groups.reshape(stack, -1, outputs)[:, :inputs])
 
     def sizes(self, kernel: Kernel) -> int | Array:
         return 1  # it is groups that obey or do not, those at the end of an axis too
@@ -247,35 +250,43 @@ class NM(Unit):
 
     def removed(self, kernel: Kernel, keep: Mask) -> Mask:
         """Which of the groups obey, shape [count]."""
-        columns = self.split(kernel, keep, fill=False).T
-        # One after the other: NumPy sums short rows slowly.
-        stays = sum(columns[1:], start=columns[0].astype(np.intp))
-        obeys: Mask = stays <= self.n
+        groups = self._grouped(kernel, keep, fill=False)
+        # One after the other: NumPy sums along short axes slowly.
+        stays = groups[:, 0].astype(np.uint16)
+        for place in range(1, self.m):
+            stays += groups[:, place]
+        obeys: Mask = stays.reshape(-1) <= self.n
         return obeys
 
     def scores(self, kernel: Kernel, scores: Array, keep: Mask) -> Array:
         """What each group loses by obeying: the sum of its m − n lowest scores."""
-        rows = self._rows(kernel, scores, keep)
-        sums = np.empty(len(rows))
-        for part in _parts(len(rows)):
-            columns = np.ascontiguousarray(rows[part].T)
+        sums = np.empty((self.count(kernel) // _matrix_shape(kernel)[2], _matrix_shape(kernel)[2]))
+        for part, columns in self._columns(kernel, scores, keep):
             lost = _lowest(columns, self.m - self.n) & np.isfinite(columns)
             sums[part] = np.where(lost, columns, 0).sum(axis=0, dtype=np.float64)
-        sums[self.removed(kernel, keep)] = -np.inf
-        return sums
+        flat = sums.reshape(-1)
+        flat[self.removed(kernel, keep)] = -np.inf
+        return flat
 
     def remove(self, kernel: Kernel, scores: Array, keep: Mask, stay: Mask) -> Mask:
-        rows = self._rows(kernel, scores, keep)
-        within = np.empty(rows.shape, np.bool_)
-        for part in _parts(len(rows)):
-            columns = np.ascontiguousarray(rows[part].T)
-            within[part] = ~_lowest(columns, self.m - self.n).T
-        return keep & self.join(kernel, within | stay[:, None])
+        outputs = _matrix_shape(kernel)[2]
+        new = np.repeat(stay.reshape(-1, 1, outputs), self.m, axis=1)
+        for part, columns in self._columns(kernel, scores, keep):
+            new[part] |= np.swapaxes(~_lowest(columns, self.m - self.n), 0, 1)
+        return keep & self._joined(kernel, new)
 
-    def _rows(self, kernel: Kernel, scores: Array, keep: Mask) -> Array:
-        """Scores of each group, −∞ for what is removed or padding; a copy."""
-        known = scores.astype(np.result_type(np.float32, scores.dtype), copy=False)
-        return self.split(kernel, np.where(keep, known, known.dtype.type(-np.inf)), -np.inf)
+    def _columns(self, kernel: Kernel, scores: Array, keep: Mask) -> Iterator[tuple[slice, Array]]:
+        """Scores of some groups at a time, shape [m, groups, outputs]; −∞ for what is not there."""
+        dtype = np.result_type(np.float32, scores.dtype)
+        gone = dtype.type(-np.inf)
+        known = self._grouped(kernel, scores, 0)
+        there = self._grouped(kernel, keep, fill=False)
+        # So many that they stay in a processor's cache.
+        step = max(_PART // known.shape[2], 1)
+        for start in range(0, len(known), step):
+            part = slice(start, start + step)
+            found = np.where(there[part], known[part].astype(dtype, copy=False), gone)
+            yield part, np.ascontiguousarray(np.swapaxes(found, 0, 1))
 
     def get_config(self) -> dict[str, Any]:
         return {"n": self.n, "m": self.m}
@@ -357,6 +368,11 @@ class Kernels(Unit):
 
     def sizes(self, kernel: Kernel) -> int | Array:
         return math.prod(_shape(kernel)[: kernel.window_axes])
+
+    def scores(self, kernel: Kernel, scores: Array, keep: Mask) -> Array:
+        if self.sizes(kernel) == 1:
+            return _each(scores, keep)  # no sums of one weight each
+        return super().scores(kernel, scores, keep)
 
     def split(self, kernel: Kernel, values: Array, fill: Any) -> Array:
         window = math.prod(_shape(kernel)[: kernel.window_axes])
@@ -463,6 +479,15 @@ def total_of(unit: Unit, kernels: Iterable[Kernel]) -> int:
     return total
 
 
+def _each(scores: Array, keep: Mask) -> Array:
+    """The scores of single weights, −∞ for those that are removed, shape [weights]."""
+    if keep.all():
+        return scores.reshape(-1)
+    # Below every score: what was removed stays so, beside weights that happen to be zero.
+    # A float would not do: NumPy 1 knows no common type of it and bfloat16.
+    return np.where(keep, scores, scores.dtype.type(-np.inf)).reshape(-1)
+
+
 def _lowest(columns: Array, count: int) -> Mask:
     """Which entries are the `count` lowest of their group; of equal ones the first.
 
@@ -481,12 +506,6 @@ def _lowest(columns: Array, count: int) -> Mask:
         ranks[j] += ~later_goes_first
     lowest: Mask = ranks < count
     return lowest
-
-
-def _parts(count: int) -> Iterator[slice]:
-    """Rows in parts that stay in a processor's cache."""
-    for start in range(0, count, _PART):
-        yield slice(start, start + _PART)
 
 
 def _shape(kernel: Kernel) -> tuple[int, ...]:
