@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import keras
+import numpy as np
 
 from tfcomp.callbacks.pruning_report import PruningReport
 from tfcomp.callbacks.pruning_session import SESSIONS, Session
@@ -33,7 +34,7 @@ class PruneWeights(keras.callbacks.Callback):
     Training that continues goes on where it was: in another `fit` of the same model with an
     equal schedule, and in a `fit` that starts at a later epoch (`BackupAndRestore`,
     `initial_epoch`) if the kernels have the zeros that the schedule wants there. Zeros that
-    were made by pruning the same model before are never given back.
+    were made by pruning the same model before are not given back, but in layers to `skip`.
 
     List it before `EarlyStopping` and `ModelCheckpoint`, and after `SwapEMAWeights`; the
     sparsity in the end does not depend on the order. Spared by default are depthwise kernels,
@@ -49,10 +50,11 @@ class PruneWeights(keras.callbacks.Callback):
             together do, the smallest weights going first wherever they are. Default "local".
         skip: Layers to spare, as objects or names, nested models and blocks among them.
         depthwise: Whether depthwise kernels are pruned as well. Default False.
-        first: Whether the model's first kernel is pruned. By default it is spared in a network
-            with convolutions, as papers on these do (Zhu and Gupta 2017, arXiv:1710.01878), where
-            other kernels are left and `overrides` do not name it; networks of dense layers are
-            pruned as a whole (Han et al. 2015; Frankle and Carbin 2018, arXiv:1803.03635).
+        first: Whether the model's first kernel is pruned, in the order of `model.weights`. By
+            default it is spared in a network with convolutions, as papers on these do (Zhu and
+            Gupta 2017, arXiv:1710.01878), where other kernels are left and `overrides` do not name
+            it; networks of dense layers are pruned as a whole (Han et al. 2015; Frankle and Carbin
+            2018, arXiv:1803.03635).
         last: Whether the model's last kernel, its classifier, is pruned. By default likewise.
         unit: What is removed together: a `tfcomp.pruning` unit, `Weights()` (the default),
             `NM(2, 4)`, `Blocks(4, 4)`, `Kernels()`, `Filters()` or, with scope "global",
@@ -148,7 +150,8 @@ class PruneWeights(keras.callbacks.Callback):
             overrides: As in the constructor.
 
         Returns:
-            The callback. Depthwise kernels are kept too, since only zeros count.
+            The callback. Of what is spared by default, zeros are kept too; with a schedule,
+            kernels among it that hold none are left alone.
 
         Example:
             >>> import numpy as np
@@ -221,6 +224,7 @@ class PruneWeights(keras.callbacks.Callback):
         if self.model.built:
             settings.check_patterns(kernels, skipped)
         skipped |= self._spared_ends(kernels, settings) | self._helpers(kernels)
+        skipped |= self._spared_without_zeros(kernels, settings)
         for kernel in kernels:
             if kernel.name in skipped:
                 continue
@@ -237,14 +241,42 @@ class PruneWeights(keras.callbacks.Callback):
             )
         return kernels, skipped
 
-    def _network(self) -> keras.Model:
-        """What is pruned: the model, or the student of one that distils."""
-        student = getattr(self.model, "student", None)
-        return student if isinstance(student, keras.Model) else self.model
+    def _networks(self) -> list[keras.Model]:
+        """What is pruned: the model, the student of one that distils, peers that learn together."""
+        found = [getattr(self.model, "student", None), *getattr(self.model, "peers", ())]
+        return [one for one in found if isinstance(one, keras.Model)] or [self.model]
+
+    def _is_free(self, kernel: Kernel, settings: Settings) -> bool:
+        """Whether nobody has said what to do with a kernel, and it has not been pruned before."""
+        if self.keep_zeros:
+            return False  # see `_spared_without_zeros`
+        earlier = SESSIONS.get(self.model)
+        pruned = {} if earlier is None else earlier.masks_by_variable()
+        held = not pruned.get(id(kernel.variable), np.True_).all()
+        return not settings.names(kernel.name) and not held
+
+    def _spared_without_zeros(
+        self, kernels: tuple[Kernel, ...], settings: Settings
+    ) -> dict[str, str]:
+        """Of what would be spared by default, kernels without zeros: `from_zeros` leaves them."""
+        if not self.keep_zeros or settings.removes_nothing:
+            return {}
+        ends = [variable for network in self._networks() for variable in end_kernels(network)]
+        convolutional = any(kernel.window_axes for kernel in kernels)
+        return {
+            kernel.name: "spared by default, and without zeros to keep; `overrides` takes it"
+            for kernel in kernels
+            if not settings.names(kernel.name)
+            and (
+                kernel.input_axis is None
+                or (convolutional and any(kernel.variable is end for end in ends))
+            )
+            and not kernel.zeros()
+        }
 
     def _helpers(self, kernels: tuple[Kernel, ...]) -> dict[str, str]:
         """Kernels that a distillation has beside its student's, which nobody will ship."""
-        network = {id(variable) for variable in self._network().weights}
+        network = {id(one) for network in self._networks() for one in network.weights}
         return {
             kernel.name: "a helper of the distillation, not of the student"
             for kernel in kernels
@@ -257,12 +289,17 @@ class PruneWeights(keras.callbacks.Callback):
         Returns:
             Reasons by the kernels' names.
         """
-        first, last = end_kernels(self._network())
+        ends = [
+            (end, variable)
+            for network in self._networks()
+            for end, variable in zip(("first", "last"), end_kernels(network), strict=True)
+            if getattr(self, end) is None
+        ]
         spared = {
             kernel.name: f"the {end} kernel of a network with convolutions; `{end}=True` takes it"
-            for end, given, variable in (("first", self.first, first), ("last", self.last, last))
+            for end, variable in ends
             for kernel in kernels
-            if given is None and kernel.variable is variable and not settings.names(kernel.name)
+            if kernel.variable is variable and self._is_free(kernel, settings)
         }
         convolutional = any(kernel.window_axes for kernel in kernels)
         return spared if convolutional and len(spared) < len(kernels) else {}
@@ -364,7 +401,8 @@ class PruneWeights(keras.callbacks.Callback):
         if report.collapsed:
             message += (
                 f"{' ' if message else ''}Layer collapse: no weight is left in "
-                f'{", ".join(report.collapsed)}. Ask for less, or take scope="local".'
+                f"{', '.join(report.collapsed)}. Ask for less"
+                + (', or take scope="local".' if self.scope == "global" else ".")
             )
         if message:
             warnings.warn(message, stacklevel=2)

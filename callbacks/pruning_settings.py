@@ -72,6 +72,11 @@ class Settings:
                 return pattern
         return None
 
+    @property
+    def removes_nothing(self) -> bool:
+        """Whether zeros are kept and none are added."""
+        return not self.schedule.final_sparsity and not self.overrides
+
     def names(self, name: str) -> bool:
         """Whether `overrides` say what to do with the kernel of that name."""
         return any(_matches(pattern, name) for pattern, _ in self.overrides)
@@ -160,7 +165,13 @@ def checked_overrides(overrides: Mapping[str, Any] | None) -> tuple[tuple[str, O
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Whether a pattern is that of a weight's path or the end of it, or of a layer's name on it."""
+    """Whether a pattern is that of a weight's path or a part of it, a layer's name for one."""
     parts = name.split("/")
-    ends = ["/".join(parts[start:]) for start in range(len(parts) - 1)]
-    return any(fnmatch.fnmatchcase(part, pattern) for part in (*ends, *parts[:-1], name))
+    paths = {
+        "/".join(parts[start:end])
+        for start in range(len(parts))
+        for end in range(start + 1, len(parts) + 1)
+        # Not that of the variable alone: each kernel is called so.
+        if start < len(parts) - 1
+    }
+    return any(path == pattern or fnmatch.fnmatchcase(path, pattern) for path in paths)

@@ -460,6 +460,53 @@ def test_the_ends_of_a_network_with_convolutions_are_spared() -> None:
     assert shares_of_zeros(model) == {"stem": 0.5, "conv": 0.5, "logits": 0.5}
 
 
+def test_zeros_at_the_ends_are_not_given_back() -> None:
+    model = fit(everywhere(ConstantSparsity(0.5)))
+    fit(PruneWeights(ConstantSparsity(0.5)), model=model)
+    assert shares_of_zeros(model) == {"stem": 0.5, "conv": 0.5, "logits": 0.5}
+    fit(PruneWeights(ConstantSparsity(0.6), keep_zeros=True), model=model)
+    shares = {"stem": 130 / 216, "conv": 0.6, "logits": 0.6}
+    assert shares_of_zeros(model) == pytest.approx(shares)
+
+
+def test_from_zeros_prunes_on_where_zeros_are_or_would_be() -> None:
+    x = keras.Input((6, 6, 3))
+    y = layers.DepthwiseConv2D(3, name="depth")(layers.Conv2D(4, 1, name="stem")(x))
+    y = layers.Flatten()(layers.Conv2D(4, 1, name="conv")(y))
+    model = keras.Model(x, layers.Dense(3, name="logits")(y))
+    fit(PruneWeights(ConstantSparsity(0.25)), model=model)
+    prune = PruneWeights.from_zeros(ConstantSparsity(0.5), unit=NM(2, 4), overrides={"log*": 0.5})
+    fit(prune, model=model)
+    assert shares_of_zeros(model) == {"stem": 0, "depth": 0, "conv": 0.5, "logits": 0.5}
+    assert prune.report is not None
+    assert "without zeros to keep" in prune.report.skipped["depth/kernel"]
+
+
+def test_each_peer_has_ends() -> None:
+    distillation = pytest.importorskip("tfcomp.distillation")
+    peers = [network(), network()]
+    both = distillation.MutualLearning(peers, from_logits=True)
+    both.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    prune = PruneWeights(ConstantSparsity(0.5))
+    both.fit(X, np.arange(32) % 3, verbose=0, callbacks=[prune])
+    for peer in peers:
+        assert shares_of_zeros(peer) == {"stem": 0, "conv": 0.5, "logits": 0}
+
+
+def test_patterns_are_of_paths_and_of_parts_of_them() -> None:
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(8, name="a")], name="inner")
+    hidden = [inner, layers.Dense(8, name="b")]
+    model = keras.Sequential([keras.Input((4,)), *hidden, layers.Dense(3, name="c")], name="whole")
+    model.compile("sgd", "mse")
+    for pattern in ("a", "inner/a/kernel", "inner/a", "inn*", "[a]/kernel"):
+        prune = PruneWeights(ConstantSparsity(0.0), overrides={pattern: 0.5})
+        model.fit(np.ones((8, 4)), np.ones((8, 3)), verbose=0, callbacks=[prune])
+        assert prune.report is not None
+        assert [row.sparsity for row in prune.report.kernels] == [0.5, 0, 0]
+    with pytest.raises(TfcompError, match="which is of none"):
+        fit(PruneWeights(ConstantSparsity(0.5), overrides={"kernel": 0.5}))
+
+
 def test_a_network_of_dense_layers_is_pruned_as_a_whole() -> None:
     flat, dense = layers.Flatten(), [layers.Dense(8), layers.Dense(8), layers.Dense(3)]
     model = keras.Sequential([keras.Input((6, 6, 3)), flat, *dense])

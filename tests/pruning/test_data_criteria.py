@@ -307,12 +307,20 @@ CROSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         ("mse", np.zeros((7, 5)), "they refuse: .*Dimensions must be equal"),
         (CROSS, Y + 9, "they refuse: Received a label value of"),
         ("mse", np.full((7, 3), np.nan), "`data` must be finite numbers"),
+        ("mse", np.array([["a", "b", "c"]] * 7), "they refuse"),
+        (lambda y, p: 1 / 0, Y, "they refuse: .*division by zero"),
     ],
 )
 def test_labels_that_a_loss_does_not_take(kind: Any, loss: Any, labels: Any, message: str) -> None:
     with pytest.raises(TfcompError, match=message) as error:
         kind(loss, (X, labels)).scores(dependencies(network()))
     assert "\n" not in str(error.value)
+
+
+def test_data_without_an_end_are_refused() -> None:
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).repeat()
+    with pytest.raises(TfcompError, match="repeats for ever"):
+        Taylor(CROSS, data).scores(dependencies(network()))
 
 
 def test_several_outputs_need_one_cost_of_all() -> None:

@@ -147,6 +147,11 @@ def test_a_search_resumes(tmp_path: pathlib.Path) -> None:
         assert float(stored["score"]) == whole.rounds[2].score
         for name, mask in whole.masks[2].items():
             np.testing.assert_array_equal(stored[f"mask/{name}"], mask)
+    with pytest.raises(TfcompError, match="that of a round, 0 to 3"):
+        kept.model(4)
+    (tmp_path / "round-3.npz").write_bytes(b"half a file")
+    with pytest.raises(TfcompError, match=r"round-3\.npz must hold a finished round"):
+        find_ticket(network(), train, loss, 0.48, rewind_to=1, directory=tmp_path)
     with pytest.raises(TfcompError, match="another search"):
         find_ticket(network(), train, loss, 0.48, rewind_to=2, directory=tmp_path)
 
@@ -158,6 +163,10 @@ def test_the_control_has_the_masks_and_other_weights() -> None:
         if one.ndim > 1:
             np.testing.assert_array_equal(one == 0, other == 0)
             assert not np.isclose(one[one != 0], other[other != 0]).any()
+    biases = network().get_weights()[1::2]
+    rewound = find_ticket(network(), train, loss, 0.36, rewind_to=2).reinitialized(seed=3)
+    for one, first in zip(rewound.get_weights()[1::2], biases, strict=True):
+        np.testing.assert_array_equal(one, first)  # as new as the kernels
     same = ticket.reinitialized(seed=3)
     for one, other in zip(control.get_weights(), same.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)

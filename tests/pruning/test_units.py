@@ -154,6 +154,7 @@ def test_sizes_come_as_near_as_they_can(pairs: list[list[tuple[int, int]]], shar
         sorted(np.argsort(np.concatenate(scores), kind="stable")[:best])
         == np.flatnonzero(gone).tolist()
     )
+    assert keep_masks_of_size([np.ones(1)], [16], 8)[0].all()  # one entry stays
     alike = keep_masks_of_size(scores, [3] * len(scores), 3 * best)
     np.testing.assert_array_equal(np.concatenate(alike), ~gone)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import functools
 import inspect
 import sys
 import sysconfig
@@ -22,8 +23,9 @@ def own_code(model: keras.Model) -> bytes:
 
     Read are all layers, those in attributes of other layers too; of each the functions of its
     classes and the functions among its attributes; and from there on the functions, classes,
-    numbers and texts that these name: globals, closures and defaults. Not followed are functions
-    of installed packages and those reached as an attribute of a module.
+    numbers and texts that these name, alone or in lists and dicts: globals, closures, defaults,
+    attributes of classes and of modules. Not followed are functions of installed packages, and
+    what is set on a layer or a class from outside.
 
     Args:
         model: Any model.
@@ -58,6 +60,9 @@ class _Code:
             self._add_all(thing.values())
         elif isinstance(thing, (list, tuple, set, frozenset)):
             self._add_all(thing)
+        elif isinstance(thing, functools.partial):
+            self.pieces.add(_values({"arguments": thing.args, "keywords": thing.keywords}))
+            self._add_all((thing.func, *thing.args, *thing.keywords.values()))
         elif callable(thing):
             function = _function(thing)
             if function is not None and not _is_of_others(function):
@@ -74,7 +79,8 @@ class _Code:
         self._add_all(getattr(layer, "layers", ()))
 
     def _add_class(self, kind: type) -> None:
-        self.pieces.add(kind.__qualname__)
+        own = {k: v for k, v in vars(kind).items() if not k.startswith("__")}
+        self.pieces.add(kind.__qualname__ + _values(own))
         for member in vars(kind).values():
             inner = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
             function = _function(inner)
@@ -84,9 +90,8 @@ class _Code:
 
     def _add_function(self, function: types.FunctionType, owner: str) -> None:
         named = dict(_named(function))
-        values = sorted((k, repr(v)) for k, v in named.items() if isinstance(v, _PLAIN))
         text = _text(function.__code__, function.__doc__)
-        self.pieces.add(f"{owner}.{text}{values}")
+        self.pieces.add(f"{owner}.{text}{_values(named)}")
         self._add_all(named.values())
 
 
@@ -121,7 +126,31 @@ def _named(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
         yield f"default {name}", value
     for name in _globals(function.__code__):
         if name in function.__globals__:
-            yield f"global {name}", function.__globals__[name]
+            value = function.__globals__[name]
+            yield f"global {name}", value
+            if isinstance(value, types.ModuleType) and not _is_installed(value):
+                for attribute in function.__code__.co_names:
+                    if attribute in vars(value):
+                        yield f"global {name}.{attribute}", vars(value)[attribute]
+
+
+def _is_installed(module: types.ModuleType) -> bool:
+    path = str(getattr(module, "__file__", None) or "")
+    package = _package(module.__name__)
+    return path.startswith(_INSTALLED) or package in _OF_OTHERS or package == "tfcomp"
+
+
+def _values(named: dict[str, Any]) -> str:
+    """Those of the things that are numbers or texts, or lists and dicts of such."""
+    return repr(sorted((name, repr(value)) for name, value in named.items() if _is_plain(value)))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value, *value.values())))
+    return isinstance(value, _PLAIN) or (
+        isinstance(value, (list, tuple)) and all(map(_is_plain, value))
+    )
 
 
 def _globals(code: types.CodeType) -> set[str]:

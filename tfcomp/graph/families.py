@@ -390,10 +390,12 @@ def _transpose(call: Call) -> Flow | None:
 def _expand_dims(call: Call) -> Flow | None:
     if call.flow is None:
         return None
-    new = call.op.get_config()["axis"] % (call.rank + 1)
-    if new == 0:
+    axes = np.atleast_1d(call.op.get_config()["axis"])
+    made = {int(axis) % (call.rank + len(axes)) for axis in axes}
+    if 0 in made:
         raise Barrier("makes another axis the batch")
-    return Flow(call.flow.axis + (new <= call.flow.axis), call.flow.ids)
+    places = [axis for axis in range(call.rank + len(axes)) if axis not in made]
+    return Flow(places[call.flow.axis], call.flow.ids)
 
 
 @handles("Squeeze")

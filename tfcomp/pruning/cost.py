@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import keras
-import tensorflow as tf
 
 from tfcomp.errors import TfcompError
 
@@ -57,7 +56,7 @@ def told(user: str) -> Iterator[None]:
         yield
     except TfcompError:
         raise
-    except (TypeError, ValueError, LookupError, tf.errors.InvalidArgumentError) as error:
+    except Exception as error:  # what a model and a loss may raise is not known
         raise TfcompError(
             f"{user} expects inputs that the model takes, and labels that the loss does. Received "
             f"data that they refuse: {_reason(str(error))}"

@@ -27,7 +27,8 @@ class RandomWeights(WeightCriterion):
     """Scores drawn uniformly from [0, 1): the control of every other criterion.
 
     Args:
-        seed: Of the scores. Default 0.
+        seed: Of the scores. Default 0. Each call draws new ones: only a criterion that is as often
+            asked gives the same, and training that was interrupted goes on with others.
 
     Example:
         >>> RandomWeights(seed=3)
@@ -277,8 +278,13 @@ class SynFlow(WeightCriterion):
         if not np.isfinite(most) or most <= 0:
             raise TfcompError(
                 f"SynFlow expects outputs that grow with the weights. Received: scores of at most "
-                f"{most:g} in {model.name!r}. Give the model logits in place of a softmax; a very "
-                "deep one overflows."
+                f"{most:g} in {model.name!r}. "
+                + (
+                    "A softmax at the end gives 0: take logits. So does a network that nothing "
+                    "passes any more: ask for less."
+                    if most == 0
+                    else "A very deep network overflows."
+                )
             )
         return scores
 
@@ -414,14 +420,14 @@ def prune_at_initialization(
     )
     if report.disconnected and not report.collapsed:
         warnings.warn(
-            "Layer collapse: each layer has weights left, but no way through them leads from an "
-            'input to an output. Ask for less, or take scope="local" or SynFlow.',
+            "Layer collapse: no way leads from an input to an output any more. Ask for less, or "
+            "take SynFlow.",
             stacklevel=2,
         )
     if report.collapsed:
         warnings.warn(
             f"Layer collapse: no weight is left in {', '.join(report.collapsed)}. Ask for less, "
-            'or take scope="local" or SynFlow.',
+            "or take " + ('scope="local" or SynFlow.' if scope == "global" else "SynFlow."),
             stacklevel=2,
         )
     return pruned, report
@@ -528,5 +534,11 @@ def _ones(model: keras.Model) -> Any:
             )
         return tf.ones((1, *shape), tensor.dtype)
 
-    inputs = [ones(tensor) for tensor in model.inputs]
+    network = getattr(model, "student", model)  # of one that distils
+    if not getattr(network, "inputs", None):
+        raise TfcompError(
+            f"SynFlow expects a functional or Sequential model. Received: {model.name!r}, a "
+            f"{type(model).__name__}."
+        )
+    inputs = [ones(tensor) for tensor in network.inputs]
     return inputs if len(inputs) > 1 else inputs[0]

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -73,7 +74,7 @@ class Ticket:
         Returns:
             The model, uncompiled. Train it with `PruneWeights.from_zeros()`.
         """
-        return self._with(rebuild(trace(self._model)), self.starts[number], number)
+        return self._with(rebuild(trace(self._model)), self.starts[self._round(number)], number)
 
     def result(self) -> keras.Model:
         """A copy with the weights that the last round ended with."""
@@ -93,7 +94,7 @@ class Ticket:
         found = initializers(model)
         fresh = []
         for index, (variable, path, value) in enumerate(
-            zip(model.weights, _paths(model), self.starts[0], strict=True)
+            zip(model.weights, _paths(model), self._model.get_weights(), strict=True)
         ):
             # Kernels anew, as their layers make them; biases and statistics as at the start.
             if path in self.masks[0]:
@@ -102,8 +103,16 @@ class Ticket:
             fresh.append(value)
         return self._with(model, fresh, number)
 
+    def _round(self, number: int) -> int:
+        if not -len(self.rounds) <= number < len(self.rounds):
+            raise TfcompError(
+                f"`number` must be that of a round, 0 to {len(self.rounds) - 1}, or -1 for the "
+                f"last. Received: {number!r}."
+            )
+        return number
+
     def _with(self, model: keras.Model, weights: Weights, number: int) -> keras.Model:
-        masks = self.masks[number]
+        masks = self.masks[self._round(number)]
         paths = _paths(model)
         model.set_weights(
             [
@@ -384,7 +393,7 @@ class _Search:
             "kernels": [kernel.name.partition("/")[2] for kernel in self.kernels],
         }
         path = self.folder / "settings.json"
-        if path.exists() and json.loads(path.read_text()) != settings:
+        if path.exists() and _read(path) != settings:
             raise TfcompError(
                 f"{self.folder} holds rounds of another search: other initial weights or "
                 "settings. Choose another directory, or start from the same model."
@@ -406,15 +415,31 @@ class _Search:
         path = self._path(number)
         if path is None or not path.exists():
             return None
-        with np.load(path) as kept:
-            weights, noted = (
-                [kept[f"{name}{i}"] for i in range(len(self.model.weights))]
-                for name in ("weights", "noted")
-            )
-            return _Trained(float(kept["score"]), weights, noted, int(kept["steps"]))
+        try:
+            with np.load(path) as kept:
+                weights, noted = (
+                    [kept[f"{name}{i}"] for i in range(len(self.model.weights))]
+                    for name in ("weights", "noted")
+                )
+                return _Trained(float(kept["score"]), weights, noted, int(kept["steps"]))
+        except (zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
+            raise TfcompError(
+                f"{path} must hold a finished round. Received: a file that cannot be read. Remove "
+                "it, and the round is trained again."
+            ) from error
 
     def _path(self, number: int) -> pathlib.Path | None:
         return None if self.folder is None else self.folder / f"round-{number}.npz"
+
+
+def _read(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise TfcompError(
+            f"{path} must hold the settings of a search. Received: a file that cannot be read. "
+            "Choose another directory."
+        ) from error
 
 
 def _seeded(initializer: Any, seed: int) -> Any:

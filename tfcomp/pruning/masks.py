@@ -110,9 +110,11 @@ def keep_masks_of_size(
     total = sum(array.size for array in scores)
     alike = {size if isinstance(size, int) else None for size in sizes}
     if len(alike) == 1 and None not in alike:
-        count = math.floor(wanted / alike.pop() + 0.5)  # type: ignore[operator]
-        # Parts of one weight may all go, should that be wanted: groups of N:M keep some.
-        return keep_masks(scores, min(count, total if wanted >= total else total - 1))
+        size = alike.pop()
+        assert size is not None
+        count = math.floor(wanted / size + 0.5)
+        # All may go, should that be wanted: groups of N:M keep some weights.
+        return keep_masks(scores, min(count, total if wanted >= total * size else total - 1))
     each = [np.broadcast_to(z, array.shape) for z, array in zip(sizes, scores, strict=True)]
     flat = np.concatenate([array.reshape(-1) for array in scores])
     order = np.argsort(flat, kind="stable")

@@ -63,6 +63,11 @@ def labelled_batches(data: Any, batch_size: int, user: str) -> Iterator[tuple[An
 
 def _items(data: Any, batch_size: int, user: str) -> Iterator[Any]:
     if isinstance(data, tf.data.Dataset):
+        if data.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise TfcompError(
+                f"`data` must come to an end, for {user}. Received: a dataset that repeats for "
+                "ever. Take some of it: data.take(10)."
+            )
         yield from data
         return
     arrays = keras.tree.map_structure(_as_array, data)

@@ -101,7 +101,7 @@ def find_kernels(
         The kernels in the order of `model.weights`, and for each other weight the reason.
 
     Raises:
-        TfcompError: If a layer in `skip` is not in the model.
+        TfcompError: If it is no model, or not built, or a layer in `skip` is not in it.
 
     Example:
         >>> model = keras.Sequential(
@@ -111,6 +111,8 @@ def find_kernels(
         >>> len(kernels), skipped["m/a/kernel"], skipped["m/a/bias"]
         (1, 'spared by `skip`', 'not a kernel')
     """
+    if not isinstance(model, keras.Model) or not model.built:
+        raise TfcompError(f"Expected a built keras.Model. Received: {_what(model)}.")
     holders = _Holders(model)
     trainable = {id(variable) for variable in model.trainable_variables}
     spared = holders.spared(skip, [variable.path for variable in model.weights])
@@ -136,6 +138,11 @@ def find_kernels(
         else:
             skipped[name] = reason
     return tuple(kernels), skipped
+
+
+def _what(model: Any) -> str:
+    is_model = isinstance(model, keras.Model)
+    return f"{model.name!r}, which is not built: call it first" if is_model else repr(model)
 
 
 def end_kernels(model: keras.Model) -> tuple[Any, Any]:

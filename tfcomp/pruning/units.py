@@ -188,7 +188,8 @@ class NM(Unit):
     What sparse matrix units read: 2:4 is one sparsity, 0.5. A schedule that ends at 1 − n/m ramps
     the share of groups that obey: at s, the ⌊s/(1 − n/m)·G + ½⌋ of the G groups whose m − n
     lowest scores have the smallest sum. Groups at the end of an axis that m does not divide are
-    filled up with zeros, so that they keep up to n weights.
+    filled up with zeros, so that they keep up to n weights. Of a kernel with several input axes,
+    the output projection of attention, groups are along the last: within each head.
 
     Zhou, Ma, Zhu, Liu, Zhang, Yuan, Sun and Li 2021, "Learning N:M Fine-grained Structured Sparse
     Neural Networks From Scratch", arXiv:2102.04010; Mishra et al. 2021, "Accelerating Sparse Deep
