@@ -125,6 +125,7 @@ def test_models_are_not_kept_alive() -> None:
 def test_the_count_is_exact_to_one_weight(scope: Any, sparsity: float) -> None:
     model = compiled()
     prune = PruneWeights(ConstantSparsity(sparsity), scope=scope)
+    warnings.filterwarnings("ignore", "Layer collapse", UserWarning)
     fit(model, prune)
     if scope == "local":
         assert zeros(model) == rounded(model, sparsity)

@@ -104,7 +104,7 @@ def test_configuration_comes_back(make: Make) -> None:
         ActivationBoundaries(["a"], ["b"], 0.5, "paper", "name"),
         FlowOfSolutionProcedure([["a", "b"]], [[0, -1]], "name"),
         VariationalInformationDistillation("a", "b", 2.0, "name"),
-        FactorTransfer("a", "b", 0.25, 2, "paper", "name"),
+        FactorTransfer("a", "b", 0.25, 2, "paper", "name", paraphraser_epochs=3),
     ],
 )
 def test_arguments_are_in_the_configuration(loss: Any) -> None:

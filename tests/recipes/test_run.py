@@ -106,7 +106,7 @@ def test_stages_are_plain_keras(whole):
         assert done.returncode == 0
 
 
-@pytest.mark.parametrize("stop_at", [1, 2])
+@pytest.mark.parametrize("stop_at", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_interrupted_run_resumes_to_the_same_report(
     whole, recipe_file, tmp_path, monkeypatch, stop_at
 ):
