@@ -33,6 +33,7 @@ from benchmarks.timing import Step, interleaved
 from tfcomp import distillation
 from tfcomp.distillation import DistillationInputs, Distiller, KnowledgeDistillation, MutualLearning
 from tfcomp.distillation.extractor import PRE_ACTIVATION
+from tfcomp.runtime.machine import hardware
 
 _METHODS = flags.DEFINE_list("methods", None, "by name; all by default")
 flags.FLAGS.set_default("rounds", 10)
@@ -136,7 +137,7 @@ def in_groups(
     wanted: list[str],
     baseline: Callable[[], Step],
     make: Callable[[list[str]], dict[str, Step]],
-    budget: dict[str, int],
+    budget: dict[str, Any],
 ) -> None:
     """Ratios of those that are not there yet; of the groups' controls the worst is kept."""
     wanted = [name for name in wanted if name not in stored(budget)[part]]
@@ -158,7 +159,7 @@ def in_groups(
         keras.backend.clear_session()
 
 
-def stored(budget: dict[str, int]) -> dict[str, dict[str, Any]]:
+def stored(budget: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What has been measured with this budget."""
     saved = results.load(methods.STEP_TIMES)
     found: dict[str, dict[str, Any]] = {"running": {}, "cached": {}, "peers": {}}
@@ -186,7 +187,9 @@ def main(_: list[str]) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     rounds, steps = flags.FLAGS.rounds, flags.FLAGS.steps
-    budget = {"rounds": rounds, "steps": steps, "batch": BATCH, "cores": 1, "group": GROUP}
+    budget: dict[str, Any] = {"rounds": rounds, "steps": steps, "batch": BATCH, "cores": 1}
+    # Times of several machines are not put into one table.
+    budget |= {"group": GROUP, "cpu": hardware()["cpu"]}
     in_groups("running", names(), floor, running_steps, budget)
     cacheable = [name for name in names() if name not in NOT_CACHED]
     in_groups("cached", cacheable, lambda: stepper(student(), plain()), cached_steps, budget)

@@ -30,6 +30,7 @@ from rich.table import Table
 from benchmarks import results
 from tfcomp.callbacks import PruneWeights
 from tfcomp.pruning import NM, Blocks, ConstantSparsity, Filters, Kernels, Unit, Weights
+from tfcomp.runtime.machine import hardware
 
 _REPEATS = flags.DEFINE_integer("repeats", 5, "how often each is timed", 1)
 _MILLIONS = flags.DEFINE_list("millions", ["0.1", "0.5", "2.5", "10", "50"], "of weights")
@@ -136,7 +137,9 @@ def main(_: list[str]) -> None:
     if _ONE.value is not None:
         print(json.dumps(measure(_ONE.value)))
         return
-    budget = {"repeats": _REPEATS.value, "kernels": KERNELS, "units": list(UNITS)}
+    # Times of several machines are not put into one table.
+    budget = {"repeats": _REPEATS.value, "kernels": KERNELS, "cpu": hardware()["cpu"]}
+    budget["units"] = list(UNITS)
     saved = results.load(NAME)
     found = saved["results"] if saved is not None and saved["budget"] == budget else {}
     for millions in _MILLIONS.value:

@@ -58,7 +58,8 @@ def table(saved: list[dict[str, Any]]) -> str:
         f"channel, over {found[0]['channels']} channels of the VGG above before it is cut, on "
         f"{saved[0]['budget']['images']} training images; {len(found)} seeds. The oracle takes "
         f"{oracle:.0f} core-seconds. Scores are taken as they are: those that grow with a "
-        f"layer's size or its activations rank well in layers alone. {saved[0]['hardware']['cpu']}.",
+        f"layer's size or its activations rank well in layers alone. "
+        f"{saved[0]['hardware']['cpu']}.",
     ]
     return "\n".join(lines)
 

@@ -20,6 +20,7 @@ from benchmarks.pruning.mask_update import UNITS
 from benchmarks.timing import Ratio, interleaved
 from tfcomp.callbacks import PruneWeights
 from tfcomp.pruning import ConstantSparsity
+from tfcomp.runtime.machine import hardware
 
 NAME = "pruning_step_times"
 REACH = {"mobile_net": 1.02, "dense_net": None}
@@ -53,7 +54,7 @@ def main(_: list[str]) -> None:
     rounds, steps = flags.FLAGS.rounds, flags.FLAGS.steps
     budget: dict[str, Any] = {"rounds": rounds, "steps": steps}
     budget["batch"] = {name: network.batch for name, network in NETWORKS.items()}
-    budget["units"] = list(UNITS)
+    budget |= {"units": list(UNITS), "cpu": hardware()["cpu"]}  # of one machine alone
     for name in NETWORKS:
         saved = results.load(NAME)
         found = saved["results"] if saved is not None and saved["budget"] == budget else {}
