@@ -26,7 +26,8 @@ def row(name: str, ratio: float, found: dict[str, Any]) -> str:
         name,
         f"{100 * ratio:.0f} %",
         f"{found['parameters'][0]:,} → {found['parameters'][1]:,}",
-        f"{100 * found['macs'][1] / found['macs'][0]:.1f} %",
+        # Not known where a layer that only keras.applications has is not counted.
+        f"{100 * found['macs'][1] / found['macs'][0]:.1f} %" if found["macs"][0] else "–",
         f"{found['difference']:.0e}{'' if equal else ', NOT EQUAL'}",
         f"{found['litert_difference']:.0e}",
         str(sum(alone.values())) if alone else "–",
