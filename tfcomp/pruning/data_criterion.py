@@ -52,8 +52,9 @@ class DataCriterion(Criterion):
     def _batches(self, graph: Graph, labels: bool = False) -> Iterator[tuple[Any, Any]]:
         """Inputs and labels, batch by batch; labels that are not asked for are not looked at."""
         user = type(self).__name__
-        pairs = labelled_batches if labels else _unlabelled_batches
-        for index, (x, y) in enumerate(pairs(self.data, self.batch_size, user)):
+        items = (labelled_batches if labels else batches_of)(self.data, self.batch_size, user)
+        for index, item in enumerate(items):
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(item)
             if not index:
                 check_shapes(graph, x, user)
             yield x, y
@@ -80,15 +81,6 @@ class DataCriterion(Criterion):
                     f"of that kind. Name it in `spare`, or use a criterion on weights."
                 )
         return maps
-
-
-def _unlabelled_batches(data: Any, batch_size: int, user: str) -> Iterator[tuple[Any, None]]:
-    count = 0
-    for item in batches_of(data, batch_size, user):
-        count += 1
-        yield keras.utils.unpack_x_y_sample_weight(item)[0], None
-    if not count:
-        raise TfcompError(f"{user} expects data. Received: no batch.")
 
 
 def removable(producer: Producer) -> bool:

@@ -27,12 +27,16 @@ def batches_of(data: Any, batch_size: int, user: str) -> Iterator[Any]:
         What the data set holds, or a structure of slices.
 
     Raises:
-        TfcompError: If `data` is neither, or has numbers that are not finite.
+        TfcompError: If `data` is neither, holds no samples, or numbers that are not finite.
     """
+    empty = True
     for item in _items(data, batch_size, user):
+        empty = False
         for leaf in keras.tree.flatten(item):
             _check_finite(leaf, user)
         yield item
+    if empty:
+        raise TfcompError(f"{user} expects data. Received: no batch.")
 
 
 def labelled_batches(data: Any, batch_size: int, user: str) -> Iterator[tuple[Any, Any]]:
@@ -49,16 +53,12 @@ def labelled_batches(data: Any, batch_size: int, user: str) -> Iterator[tuple[An
     Raises:
         TfcompError: If there are no samples, no labels, or weights of samples as well.
     """
-    count = 0
     for item in batches_of(data, batch_size, user):
         x, y, weight = keras.utils.unpack_x_y_sample_weight(item)
         if y is None or weight is not None:
             got = "inputs alone" if y is None else "sample weights too"
             raise TfcompError(f"{user} expects data of (inputs, labels). Received: {got}.")
-        count += 1
         yield x, y
-    if not count:
-        raise TfcompError(f"{user} expects data. Received: no batch.")
 
 
 def _items(data: Any, batch_size: int, user: str) -> Iterator[Any]:
@@ -100,8 +100,6 @@ def all_inputs(data: Any, graph: Graph, user: str) -> Any:
         keras.utils.unpack_x_y_sample_weight(item)[0]
         for item in batches_of(data, sys.maxsize, user)
     ]
-    if not found:
-        raise TfcompError(f"`data` must hold samples, for {user}. Received: no batch.")
     check_shapes(graph, found[0], user)
     return keras.tree.map_structure(
         lambda *parts: np.concatenate([np.asarray(part) for part in parts]), *found
