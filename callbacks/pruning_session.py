@@ -17,7 +17,7 @@ from tfcomp.errors import TfcompError
 from tfcomp.pruning.masks import Mask, Masked
 from tfcomp.pruning.schedules import Schedule
 from tfcomp.pruning.sparsity import Kernel, measure
-from tfcomp.pruning.units import remove_lowest, total_of
+from tfcomp.pruning.units import remove_lowest, removed_of, total_of
 from tfcomp.pruning.weight_criteria import Magnitude, Scores, WeightCriterion
 
 
@@ -37,7 +37,6 @@ class Session:
         self.kernels = kernels
         self.skipped = skipped
         self.groups = settings.groups(kernels)
-        self._sizes = self._unit_sizes()
         # The sparsity that holds now, of each schedule that there is.
         schedules = [settings.schedule, *(group.schedule for group in self.groups)]
         self.targets: dict[Schedule, float] = dict.fromkeys(schedules, 0.0)
@@ -209,14 +208,6 @@ class Session:
         total = sum(targets[group.schedule] * size for group, size in sizes.items())
         return total / sum(sizes.values())
 
-    def _unit_sizes(self) -> dict[int, Any]:
-        """By the kernels' indices what their units count for: one number if all are alike."""
-        return {
-            index: group.unit.sizes(self.kernels[index])
-            for group in self.groups
-            for index in group.indices
-        }
-
     def _total(self, group: Group) -> int:
         """What all units of a group count for together."""
         return total_of(group.unit, self._of(group))
@@ -233,18 +224,11 @@ class Session:
 
     def _slack(self, group: Group) -> int:
         """By how much whole units may miss a count: half of the largest."""
-        return max((int(np.max(self._sizes[index])) for index in group.indices), default=1) // 2
+        return max(int(np.max(group.unit.sizes(kernel))) for kernel in self._of(group)) // 2
 
     def _n_removed(self, group: Group, masks: list[Mask]) -> int:
         """What the units of a group count for that masks have removed."""
-        found = 0
-        for i in group.indices:
-            kernel, sizes = self.kernels[i], self._sizes[i]
-            if isinstance(sizes, int):
-                found += sizes * group.unit.n_removed(kernel, masks[i])
-            else:
-                found += int(sizes[group.unit.removed(kernel, masks[i])].sum())
-        return found
+        return removed_of(group.unit, self._of(group), [masks[i] for i in group.indices])
 
     def prune(
         self, step: int, *, at_once: bool = False, criterion: WeightCriterion | None = None

@@ -480,6 +480,18 @@ def total_of(unit: Unit, kernels: Iterable[Kernel]) -> int:
     return total
 
 
+def removed_of(unit: Unit, kernels: Iterable[Kernel], masks: Iterable[Mask]) -> int:
+    """What the parts of kernels count for that masks have removed."""
+    found = 0
+    for kernel, mask in zip(kernels, masks, strict=True):
+        sizes = unit.sizes(kernel)
+        if isinstance(sizes, int):
+            found += sizes * unit.n_removed(kernel, mask)
+        else:
+            found += int(sizes[unit.removed(kernel, mask)].sum())
+    return found
+
+
 def _each(scores: Array, keep: Mask) -> Array:
     """The scores of single weights, −∞ for those that are removed, shape [weights]."""
     if keep.all():
