@@ -256,6 +256,7 @@ class Fixed(AssistantChain):
             {},
         )
         object.__setattr__(lesson, "way", way)
+        self._setup.progress.finish(lesson)
         return lesson
 
 
@@ -539,7 +540,7 @@ def test_mistakes_are_told_in_one_line(tmp_path: pathlib.Path) -> None:
         (lambda: AssistantChain(net(4), [net(3)], lambda: None), "student"),
         (lambda: AssistantChain(net(4), [net(3)], net(2), path="short"), "`path`"),
         (lambda: AssistantChain(net(4), [net(3)], net(2)).fit(x, y), "compile"),
-        (lambda: AssistantChain(net(4), [net(3)], net(2)).student, "no student"),
+        (lambda: AssistantChain(net(4), [net(3)], net(2)).student, "no result"),
         (lambda: AssistantChain(net(4), [net(3)], net(2)).report, "no result"),
         (lambda: chain(path="best").fit(x, y), "validation_data"),
         (lambda: chain().fit(x, y, directory=tmp_path / "file"), "a folder"),

@@ -142,7 +142,10 @@ def test_it_ends_when_validation_does_not_improve(
 
     def teach(self: Any, training: Any, number: int, teacher: Any, source: Any) -> Lesson:
         measured = {monitor: next(values)}
-        return Lesson(source.name, "?", source.make(), measured, {}, False, {})
+        by = "teacher" if teacher is None else teacher.student
+        lesson = Lesson(source.name, by, source.make(), measured, {}, False, {})
+        self._setup.progress.finish(lesson)
+        return lesson
 
     monkeypatch.setattr(BornAgain, "_teach", teach)
     made = born(generations=None, monitor=monitor)
@@ -177,8 +180,10 @@ SCRIPT = """
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
+    import tempfile
     from tfcomp.distillation import AssistantChain, BornAgain
 
+    folder = tempfile.TemporaryDirectory()
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((24, 6)).astype("float32"), rng.integers(0, 3, 24)
 
@@ -195,8 +200,27 @@ SCRIPT = """
                 course = BornAgain(net(8), 2)
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
             course.compile(keras.optimizers.SGD(0.2), loss=loss, metrics=["accuracy"])
-            data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
-            report = course.fit(data, validation_data=data, seed=3, epochs=2, verbose=0)
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+        told = {"validation_data": data, "seed": 3, "epochs": 2, "verbose": 0}
+        saved = []
+
+        def save(epoch, logs):
+            # Between the epochs of the second lesson.
+            if len(saved) == 2:
+                course.save(path)
+            saved.append(epoch)
+
+        path = f"{folder.name}/{kind}.keras"
+        report = course.fit(
+            data, **told, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=save)]
+        )
+        with strategy.scope():
+            loaded = keras.saving.load_model(path)
+        second = loaded.fit(data, **told)
+        assert [lesson.reused for lesson in second.lessons] == [True, False]
+        for a, b in zip(second.lessons, report.lessons):
+            for u, v in zip(a.model.get_weights(), b.model.get_weights()):
+                assert np.abs(u - v).max() < 1e-6, np.abs(u - v).max()
         return [lesson.model.get_weights() for lesson in report.lessons], report.evaluations
 
     mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

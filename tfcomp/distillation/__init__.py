@@ -3,7 +3,7 @@
 from tfcomp.distillation.adversarial import AdversarialDistiller, LogitL1
 from tfcomp.distillation.assistants import AssistantChain
 from tfcomp.distillation.born_again import BornAgain
-from tfcomp.distillation.course import CourseReport
+from tfcomp.distillation.course_report import CourseReport
 from tfcomp.distillation.distiller import Distiller
 from tfcomp.distillation.ensemble import Ensemble
 from tfcomp.distillation.indices import with_indices

@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 
 import keras
 
-from tfcomp.distillation.course import Course, CourseReport, Training, score
+from tfcomp.distillation.course import Course, Training, score
+from tfcomp.distillation.course_report import CourseReport
 from tfcomp.distillation.lesson import Lesson, Source
 from tfcomp.distillation.losses import KnowledgeDistillation
 from tfcomp.errors import TfcompError
@@ -15,6 +16,7 @@ from tfcomp.errors import TfcompError
 Path = Literal["given", "best"]
 
 
+@keras.saving.register_keras_serializable(package="tfcomp")
 class AssistantChain(Course):
     """A teacher teaches an assistant, this one the next, and the last the student.
 
@@ -36,6 +38,10 @@ class AssistantChain(Course):
     configuration, and the code of own classes and of functions that these name; of what lies
     elsewhere, in an imported package for one, a change is not noticed.
 
+    `save` as `.keras`, in a callback at the end of an epoch, keeps the finished lessons and the one
+    that is being given; `fit` of what `keras.saving.load_model` returns goes on from there to the
+    same weights. Data are not compared then. A course that has ended begins anew with `fit`.
+
     Args:
         teacher: A built model, trained. Not changed.
         assistants: Models, or functions that make one, from large to small. A model is copied
@@ -49,6 +55,8 @@ class AssistantChain(Course):
         path: `"given"` or `"best"`.
         monitor: The metric of the best path, as `evaluate` names it. Of one that ends in "loss"
             or "error", less is better.
+        name: Name of the model.
+        **kwargs: Passed to `keras.Model`.
 
     Raises:
         TfcompError: If the arguments do not fit together.
@@ -74,6 +82,8 @@ class AssistantChain(Course):
         Distillation via Teacher Assistant, arXiv:1902.03393.
     """
 
+    _models_in_config = (*Course._models_in_config, "assistants", "student")
+
     def __init__(
         self,
         teacher: keras.Model,
@@ -84,9 +94,13 @@ class AssistantChain(Course):
         student_loss_weight: float = 0.5,
         path: Path = "given",
         monitor: str = "accuracy",
+        name: str = "assistant_chain",
+        **kwargs: Any,
     ) -> None:
         losses = KnowledgeDistillation() if distillation_losses is None else distillation_losses
-        super().__init__(teacher, losses, distillation_loss_weights, student_loss_weight)
+        super().__init__(
+            teacher, losses, distillation_loss_weights, student_loss_weight, name, **kwargs
+        )
         if path not in get_args(Path):
             raise TfcompError(f'`path` must be "given" or "best". Received: {path!r}.')
         if not isinstance(assistants, (list, tuple)) or not assistants:
@@ -94,45 +108,51 @@ class AssistantChain(Course):
                 f"`assistants` must be a list of one or more. Received: {assistants!r}. For none "
                 "use a Distiller."
             )
-        self.path: Path = path
         self.monitor = monitor
+        # Keras has a `path` of its own.
+        self._choice: Path = path
         self._sources = [Source(a, f"assistant_{i}") for i, a in enumerate(assistants, start=1)]
         self._sources.append(Source(student, "student"))
-        self._student: keras.Model | None = None
 
     @property
-    def student(self) -> keras.Model:
-        """The student that the last `fit` trained: a plain model."""
-        if self._student is None:
-            raise TfcompError("There is no student yet: expected a call of fit before.")
-        return self._student
+    def _models_to_start_from(self) -> list[keras.Model]:
+        return [source.given for source in self._sources if isinstance(source.given, keras.Model)]
 
     def _give(self, training: Training) -> CourseReport:
-        if self.path == "best" and training.validation_data is None:
+        searched = self._choice == "best"
+        if searched and training.validation_data is None:
             raise TfcompError("The best path needs validation_data. Received: None.")
-        lessons, chain = (self._search if self.path == "best" else self._follow)(training)
-        self._student = chain[-1].model
-        path = ["teacher", *(lesson.student for lesson in chain)]
-        return self._reported(training, lessons, path)
+        chain = self._search(training) if searched else self._follow(training)
+        return self._reported(training, ["teacher", *(lesson.student for lesson in chain)])
 
-    def _follow(self, training: Training) -> tuple[list[Lesson], list[Lesson]]:
-        """All lessons, and those on the path: here the same."""
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, and how far the course is."""
+        *assistants, student = [source.get_config() for source in self._sources]
+        return {
+            **super().get_config(),
+            "assistants": assistants,
+            "student": student,
+            "path": self._choice,
+            "monitor": self.monitor,
+        }
+
+    def _follow(self, training: Training) -> list[Lesson]:
+        """All lessons."""
         chain: list[Lesson] = []
         for number, source in enumerate(self._sources):
             teacher = chain[-1] if chain else None
             chain.append(self._teach(training, number, teacher, source))
-        return chain, chain
+        return chain
 
-    def _search(self, training: Training) -> tuple[list[Lesson], list[Lesson]]:
-        lessons: list[Lesson] = []
+    def _search(self, training: Training) -> list[Lesson]:
+        """The lessons on the best path."""
         # The best chain that ends in the teacher, which is empty, and in each model after it.
         chains: list[list[Lesson]] = [[]]
         for number, source in enumerate(self._sources):
             found = []
             for chain in chains:
                 lesson = self._teach(training, number, chain[-1] if chain else None, source)
-                lessons.append(lesson)
                 found.append([*chain, lesson])
             # The first of equals: the shorter path.
             chains.append(max(found, key=lambda chain: score(chain[-1], self.monitor)))
-        return lessons, chains[-1]
+        return chains[-1]

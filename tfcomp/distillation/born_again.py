@@ -6,7 +6,8 @@ from typing import Any
 
 import keras
 
-from tfcomp.distillation.course import Course, CourseReport, Training, score
+from tfcomp.distillation.course import Course, Training, score
+from tfcomp.distillation.course_report import CourseReport
 from tfcomp.distillation.ensemble import Ensemble
 from tfcomp.distillation.lesson import Lesson, Source, copy_model
 from tfcomp.distillation.losses import KnowledgeDistillation
@@ -15,6 +16,7 @@ from tfcomp.errors import TfcompError
 from tfcomp.graph import is_graph_model
 
 
+@keras.saving.register_keras_serializable(package="tfcomp")
 class BornAgain(Course):
     """A model teaches one like itself with new weights, this one the next, and so on.
 
@@ -33,6 +35,10 @@ class BornAgain(Course):
     Of the teacher count weights, configuration, and the code of own classes and of functions that
     these name; of what lies elsewhere, in an imported package for one, a change is not noticed.
 
+    `save` as `.keras`, in a callback at the end of an epoch, keeps the finished generations and
+    the one that learns; `fit` of what `keras.saving.load_model` returns goes on from there to the
+    same weights. Data are not compared then. A course that has ended begins anew with `fit`.
+
     Args:
         teacher: A built model, trained; functional, Sequential, or subclassed with a
             configuration. Not changed.
@@ -43,6 +49,8 @@ class BornAgain(Course):
         student_loss_weight: As for `Distiller`; at 0 neither labels nor a loss are needed.
         monitor: The metric that must improve, as `evaluate` names it. Of one that ends in
             "loss" or "error", less is better.
+        name: Name of the model.
+        **kwargs: Passed to `keras.Model`.
 
     Raises:
         TfcompError: If the arguments do not fit together.
@@ -74,31 +82,31 @@ class BornAgain(Course):
         distillation_loss_weights: Any = None,
         student_loss_weight: float = 0.5,
         monitor: str = "accuracy",
+        name: str = "born_again",
+        **kwargs: Any,
     ) -> None:
         if distillation_losses is None:
             distillation_losses = KnowledgeDistillation(temperature=1.0)
         super().__init__(
-            teacher, distillation_losses, distillation_loss_weights, student_loss_weight
+            teacher,
+            distillation_losses,
+            distillation_loss_weights,
+            student_loss_weight,
+            name,
+            **kwargs,
         )
         whole = isinstance(generations, int) and not isinstance(generations, bool)
         if generations is not None and not (whole and generations >= 1):
             raise TfcompError(f"`generations` must be 1 or more. Received: {generations!r}.")
         self.generation_count = generations
         self.monitor = monitor
-        self._lessons: list[Lesson] = []
 
     @property
     def generations(self) -> list[keras.Model]:
         """All models that the last `fit` trained, in order: plain models."""
-        if not self._lessons:
+        if not self._taught:
             raise TfcompError("There are no generations yet: expected a call of fit before.")
-        return [lesson.model for lesson in self._lessons]
-
-    @property
-    def student(self) -> keras.Model:
-        """The last generation; the last that improved where `generations` is None."""
-        number = len(self.report.path) - 1
-        return self.generations[number - 1]
+        return self._taught
 
     @property
     def ensemble(self) -> keras.Model:
@@ -111,22 +119,30 @@ class BornAgain(Course):
     def _give(self, training: Training) -> CourseReport:
         if self.generation_count is None and training.validation_data is None:
             raise TfcompError("`generations=None` needs validation_data. Received: None.")
-        self._lessons = []
-        while not self._done():
-            number = len(self._lessons) + 1
+        lessons: list[Lesson] = []
+        while not self._done(lessons):
+            number = len(lessons) + 1
             source = Source(self._reborn, f"generation_{number}")
-            teacher = self._lessons[-1] if self._lessons else None
-            self._lessons.append(self._teach(training, number, teacher, source))
-        kept = len(self._lessons) - (self.generation_count is None)
-        path = ["teacher", *(lesson.student for lesson in self._lessons[:kept])]
+            teacher = lessons[-1] if lessons else None
+            lessons.append(self._teach(training, number, teacher, source))
+        kept = len(lessons) - (self.generation_count is None)
+        path = ["teacher", *(lesson.student for lesson in lessons[:kept])]
         others = {"ensemble": self.ensemble} if self._are_classifiers() else {}
-        return self._reported(training, self._lessons, path, **others)
+        return self._reported(training, path, **others)
 
-    def _done(self) -> bool:
+    def _done(self, lessons: list[Lesson]) -> bool:
         if self.generation_count is not None:
-            return len(self._lessons) == self.generation_count
-        scores = [score(lesson, self.monitor) for lesson in self._lessons]
+            return len(lessons) == self.generation_count
+        scores = [score(lesson, self.monitor) for lesson in lessons]
         return len(scores) > 1 and not scores[-1] > scores[-2]
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, and how far the course is."""
+        return {
+            **super().get_config(),
+            "generations": self.generation_count,
+            "monitor": self.monitor,
+        }
 
     def _reborn(self) -> keras.Model:
         return copy_model(self.teacher, new_weights=True)

@@ -15,38 +15,14 @@ import keras
 import tensorflow as tf
 
 from tfcomp.distillation.copies import copy_stateful
+from tfcomp.distillation.course_report import CourseReport
 from tfcomp.distillation.digests import data_digest, digest, model_digest, unnamed
 from tfcomp.distillation.distiller import Distiller
 from tfcomp.distillation.inputs import DistillationInputs, is_absent, unpack
 from tfcomp.distillation.lesson import Lesson, LessonFiles, Source
 from tfcomp.distillation.losses import PerSampleLoss
+from tfcomp.distillation.progress import Pair, Progress, RunningLesson
 from tfcomp.errors import TfcompError
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class CourseReport:
-    """What a course of lessons has brought.
-
-    Attributes:
-        lessons: All lessons in the order in which they were given.
-        path: Names of the models that lead to the result, the teacher first.
-        evaluations: Metrics on the validation data, by name of model: the teacher, those on the
-            path, and the ensemble where there is one. Empty without such data.
-    """
-
-    lessons: tuple[Lesson, ...]
-    path: tuple[str, ...]
-    evaluations: dict[str, dict[str, float]]
-
-    def __str__(self) -> str:
-        taught = {lesson.student for lesson in self.lessons}
-        rows = [(name, values) for name, values in self.evaluations.items() if name not in taught]
-        rows += [(f"{x.student} (taught by {x.teacher})", x.evaluation) for x in self.lessons]
-        lines = [
-            f"{name}: {', '.join(f'{key} {value:.4f}' for key, value in values.items())}"
-            for name, values in rows
-        ]
-        return "\n".join([f"path: {' → '.join(self.path)}", *lines])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,10 +48,12 @@ class Training:
     key: dict[str, str]
 
 
-class Course:
+class Course(keras.Model):
     """Distillation in several lessons, each with a `Distiller` of its own.
 
-    The base of `AssistantChain` and `BornAgain`.
+    The base of `AssistantChain` and `BornAgain`. Saved as `.keras` by a callback at the end of an
+    epoch, or after `fit`, it has its finished lessons and the one that is being given, with its
+    optimizer. Loaded, its `fit` goes on from there.
 
     Args:
         teacher: A built model; not changed.
@@ -83,10 +61,14 @@ class Course:
             and data by `prepare`.
         distillation_loss_weights: As for `Distiller`.
         student_loss_weight: As for `Distiller`.
+        name: Name of the model.
+        **kwargs: Passed to `keras.Model`.
 
     Raises:
         TfcompError: If the teacher is not a built model.
     """
+
+    _models_in_config: tuple[str, ...] = ("teacher", "distillation_losses")
 
     def __init__(
         self,
@@ -94,22 +76,46 @@ class Course:
         distillation_losses: Any,
         distillation_loss_weights: Any,
         student_loss_weight: float,
+        name: str,
+        **kwargs: Any,
     ) -> None:
         if not isinstance(teacher, keras.Model) or not teacher.built:
             raise TfcompError(f"The teacher must be a built keras.Model. Received: {teacher!r}.")
+        # Precision is each model's affair.
+        super().__init__(name=name, **{"autocast": False, "dtype": "float32", **kwargs})
         self.teacher = teacher
-        self.distillation_losses = distillation_losses
-        self.distillation_loss_weights = distillation_loss_weights
-        self.student_loss_weight = student_loss_weight
-        self._compiled: dict[str, Any] | None = None
-        self._report: CourseReport | None = None
+        self._setup = _Setup(distillation_losses, distillation_loss_weights, student_loss_weight)
+        self.built = True
 
     @property
     def report(self) -> CourseReport:
         """What the last `fit` returned."""
-        if self._report is None:
+        report = self._setup.progress.report
+        if report is None:
             raise TfcompError("There is no result yet: expected a call of fit before.")
-        return self._report
+        return report
+
+    @property
+    def student(self) -> keras.Model:
+        """The model at the end of the path of the last `fit`: a plain model."""
+        by, name = self.report.path[-2:]
+        return next(x.model for x in self.report.lessons if (x.teacher, x.student) == (by, name))
+
+    # By these Keras finds the weights that it saves. It does not see them as layers: those of
+    # a new fit replace them.
+
+    @property
+    def _models_to_start_from(self) -> list[keras.Model]:
+        return []
+
+    @property
+    def _running(self) -> Distiller | None:
+        running = self._setup.progress.running
+        return None if running is None else running[1].distiller
+
+    @property
+    def _taught(self) -> list[keras.Model]:
+        return [lesson.model for lesson in self._setup.progress.lessons.values()]
 
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **kwargs: Any) -> None:
         """As `Distiller.compile`, for every lesson.
@@ -119,12 +125,55 @@ class Course:
             loss: The students' own loss; not needed where `student_loss_weight` is 0.
             **kwargs: As in Keras. Metrics are copied for each lesson.
         """
-        self._compiled = {"optimizer": optimizer, "loss": loss, **kwargs}
+        self._setup.compiled = {"optimizer": optimizer, "loss": loss, **kwargs}
+        self.compiled = True
+        if self._running is not None:
+            self._compile_lesson(self._running)
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        """What `compile` was called with."""
+        compiled = self._setup.compiled
+        return None if compiled is None else keras.saving.serialize_keras_object(compiled)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles as it was compiled when it was saved."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def _compile_lesson(self, distiller: Distiller) -> None:
+        distiller.compile(**copy_stateful(self._settings()))
+        if distiller.optimizer is not None:
+            # Now, so that a file's memory of the gradients finds its place.
+            with self.distribute_strategy.scope():
+                distiller.optimizer.build(distiller.trainable_variables)
 
     def _settings(self) -> dict[str, Any]:
-        if self._compiled is None:
+        if self._setup.compiled is None:
             raise TfcompError("Expected a call of compile before fit, received none.")
-        return self._compiled
+        return self._setup.compiled
+
+    def build(self, input_shape: Any = None) -> None:
+        """Nothing to do: the models are built."""
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """The student's outputs."""
+        return self.student(inputs, training=training)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`, of the student.
+
+        Args:
+            *args: As in Keras.
+            **kwargs: As in Keras.
+        """
+        return self._judge(self.student).evaluate(*args, **kwargs)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Not for courses, whose steps are their lessons'."""
+        raise TfcompError("A course has no steps of its own: expected a call of fit.")
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Not for courses, whose steps are their lessons'."""
+        raise TfcompError("A course has no steps of its own: expected a call of evaluate.")
 
     def fit(
         self,
@@ -137,7 +186,7 @@ class Course:
         data_key: str | None = None,
         **kwargs: Any,
     ) -> CourseReport:
-        """Gives all lessons that the directory does not have.
+        """Gives all lessons that the directory, or the file that this was loaded from, lacks.
 
         Args:
             x: As in Keras: arrays, or a dataset of (x, y), the same in every lesson.
@@ -162,11 +211,46 @@ class Course:
             one output.
 
         Raises:
-            TfcompError: If the directory holds lessons that were given with anything else, if
-                the data hold one teacher's answers or backups are to be made without a
-                directory, or if the metric to choose by is not there.
+            TfcompError: If the directory, or the file that this was loaded from, holds lessons
+                that were given with anything else, if the data hold one teacher's answers or
+                backups are to be made without a directory, or if the metric to choose by is not
+                there.
         """
-        return self._give(self._training(x, y, validation_data, directory, seed, data_key, kwargs))
+        training = self._training(x, y, validation_data, directory, seed, data_key, kwargs)
+        progress = self._setup.progress
+        if not progress.is_read:
+            self._setup.progress = Progress()
+        progress.is_read = False
+        with self.distribute_strategy.scope():
+            return self._give(training)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, and how far the course is."""
+        serialize = keras.saving.serialize_keras_object
+        setup = self._setup
+        config = super().get_config()
+        config.pop("autocast", None)
+        return {
+            **config,
+            "teacher": serialize(self.teacher),
+            "distillation_losses": serialize(setup.losses),
+            "distillation_loss_weights": setup.weights,
+            "student_loss_weight": setup.student_weight,
+            "progress": setup.progress.get_config(),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Course:
+        """What `get_config` described, with models of its own."""
+        config = dict(config)
+        progress = config.pop("progress")
+        for part in cls._models_in_config:
+            config[part] = keras.saving.deserialize_keras_object(
+                config[part], custom_objects=custom_objects
+            )
+        course = cls(**config)
+        course._setup.progress = Progress.from_config(progress, course.teacher, custom_objects)
+        return course
 
     def _give(self, training: Training) -> CourseReport:
         """All lessons of the course."""
@@ -185,6 +269,11 @@ class Course:
         """What `fit` was called with; data are read for their digest only if lessons are kept."""
         self._settings()
         _check_answers(x)
+        if "initial_epoch" in options:
+            raise TfcompError(
+                "Every lesson has epochs of its own: expected no initial_epoch, received "
+                f"{options['initial_epoch']!r}. A course that was loaded goes on by itself."
+            )
         if directory is None:
             _check_backups(options)
             return Training(x, y, validation_data, None, seed, options, {})
@@ -201,73 +290,123 @@ class Course:
     def _settings_text(self) -> str:
         """Losses, weights and what `compile` was called with."""
         serialize = keras.saving.serialize_keras_object
-        weights = (self.distillation_loss_weights, self.student_loss_weight)
+        setup = self._setup
+        weights = (setup.weights, setup.student_weight)
         settings = unnamed(serialize(self._settings()))
-        return json.dumps(
-            [serialize(self.distillation_losses), weights, settings], sort_keys=True, default=str
-        )
+        return json.dumps([serialize(setup.losses), weights, settings], sort_keys=True, default=str)
 
     def _teach(
         self, training: Training, number: int, teacher: Lesson | None, source: Source
     ) -> Lesson:
-        """Gives a lesson, unless the directory has it; `teacher` is None for the first one's."""
+        """Gives a lesson, unless it was given before; `teacher` is None for the first one's."""
         by = "teacher" if teacher is None else teacher.student
+        pair = (source.name, by)
         key: dict[str, str] = {}
         files = None
         if training.directory is not None:
             identity = model_digest(self.teacher) if teacher is None else teacher.identity()
             key = {**training.key, "teacher": identity, "student": source.key()}
             files = LessonFiles(training.directory, f"{source.name}-by-{by}")
-            kept = files.read(source.name, by, key, source.make)
-            if kept is not None:
-                return kept
-        if training.seed is not None:
-            keras.utils.set_random_seed(training.seed + number)
-        student = source.make()
-        distiller = Distiller(
-            self.teacher if teacher is None else teacher.model,
-            student,
-            copy.deepcopy(self.distillation_losses),
-            self.distillation_loss_weights,
-            self.student_loss_weight,
-        )
-        distiller.compile(**copy_stateful(self._settings()))
-        _prepare(distiller, training)
-        logs = distiller.fit(
-            training.x, training.y, validation_data=training.validation_data, **training.options
-        ).history
-        history = {name: [float(value) for value in values] for name, values in logs.items()}
-        lesson = Lesson(
-            source.name, by, student, _evaluated(distiller, training), history, False, key
-        )
-        if files is not None:
+        progress = self._setup.progress
+        lesson = progress.lessons.get(pair)
+        if lesson is not None:
+            _check_key(lesson.key, key)
+        elif files is not None:
+            lesson = files.read(source.name, by, key, source.make)
+        if lesson is None:
+            if training.seed is not None:
+                keras.utils.set_random_seed(training.seed + number)
+            lesson = self._give_lesson(training, pair, teacher, source, key)
+        if files is not None and not lesson.reused:
             files.keep(lesson)
+        progress.finish(lesson)
         return lesson
 
-    def _judge(self, model: keras.Model, training: Training) -> dict[str, float]:
-        """A model's metrics on the validation data."""
-        # A distiller that never distils, so that the model itself is not compiled.
-        judge = Distiller(None, model, _Nothing(), student_loss_weight=self.student_loss_weight)
-        judge.compile(**copy_stateful(self._settings()))
-        return _evaluated(judge, training)
-
-    def _reported(
+    def _give_lesson(
         self,
         training: Training,
-        lessons: Sequence[Lesson],
-        path: Sequence[str],
-        **others: keras.Model,
+        pair: Pair,
+        teacher: Lesson | None,
+        source: Source,
+        key: dict[str, str],
+    ) -> Lesson:
+        """Trains a student, from the epoch on that was reached when the course was saved."""
+        setup = self._setup
+        running = setup.progress.resumed(pair)
+        if running is None:
+            distiller = Distiller(
+                self.teacher if teacher is None else teacher.model,
+                source.make(),
+                copy.deepcopy(setup.losses),
+                setup.weights,
+                setup.student_weight,
+            )
+            self._compile_lesson(distiller)
+            _prepare(distiller, training)
+            running = RunningLesson(distiller, key)
+            setup.progress.begin(pair, running)
+        _check_key(running.key, key)
+        callbacks = [running, *_callbacks(training.options)]
+        running.distiller.fit(
+            training.x,
+            training.y,
+            validation_data=training.validation_data,
+            initial_epoch=running.epochs,
+            **{**training.options, "callbacks": callbacks},
+        )
+        evaluation = _evaluated(running.distiller, training)
+        student = running.distiller.student
+        return Lesson(*pair, student, evaluation, running.history(), False, key)
+
+    def _judge(self, model: keras.Model) -> Distiller:
+        """Evaluates a model."""
+        # A distiller that never distils, so that the model itself is not compiled.
+        judge = Distiller(None, model, _Nothing(), student_loss_weight=self._setup.student_weight)
+        judge.compile(**copy_stateful(self._settings()))
+        return judge
+
+    def _reported(
+        self, training: Training, path: Sequence[str], **others: keras.Model
     ) -> CourseReport:
         """The report, with the evaluation of the teacher and of others by name."""
+        progress, lessons = self._setup.progress, self._setup.progress.lessons.values()
         evaluations: dict[str, dict[str, float]] = {}
         if training.validation_data is not None:
-            evaluations["teacher"] = self._judge(self.teacher, training)
             steps = set(itertools.pairwise(path))
             on_path = [x for x in lessons if (x.teacher, x.student) in steps]
+            evaluations["teacher"] = _evaluated(self._judge(self.teacher), training)
             evaluations |= {x.student: x.evaluation for x in on_path}
-            evaluations |= {name: self._judge(model, training) for name, model in others.items()}
-        self._report = CourseReport(tuple(lessons), tuple(path), evaluations)
-        return self._report
+            for name, model in others.items():
+                evaluations[name] = _evaluated(self._judge(model), training)
+        progress.report = CourseReport(tuple(lessons), tuple(path), evaluations)
+        return progress.report
+
+
+@dataclasses.dataclass(eq=False)
+class _Setup:
+    """What Keras is not to look into, and what changes from one `fit` to the next."""
+
+    losses: Any
+    weights: Any
+    student_weight: float
+    compiled: dict[str, Any] | None = None
+    progress: Progress = dataclasses.field(default_factory=Progress)
+
+
+def _check_key(kept: dict[str, str], key: dict[str, str]) -> None:
+    """Raises if a lesson that was loaded with the course was given with anything else."""
+    if bool(kept) != bool(key):
+        had, has = ("with", "without") if kept else ("without", "with")
+        raise TfcompError(
+            f"The course was begun {had} a `directory`: expected it to go on so, received a fit "
+            f"{has} one. Call fit as it was called before the course was saved."
+        )
+    other = sorted(part for part in key if kept.get(part) != key[part])
+    if other:
+        raise TfcompError(
+            f"The course was begun with other {', '.join(other)}: expected the same, received "
+            "others. Call fit as it was called before the course was saved."
+        )
 
 
 def _prepare(distiller: Distiller, training: Training) -> None:

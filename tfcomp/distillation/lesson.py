@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import pathlib
 import zipfile
@@ -27,7 +28,7 @@ class Lesson:
         model: The model, trained.
         evaluation: Its metrics on the validation data, by name; empty without such data.
         history: The logs of `fit`, a value per epoch.
-        reused: Whether it was read from the directory, not trained now.
+        reused: Whether it was read from a file, not trained to its end now.
         key: By what it is known again, in parts; empty without a directory.
     """
 
@@ -144,8 +145,23 @@ class Source:
                 f"Received: {made!r}."
             )
         self.name = name
+        self.given: keras.Model | Callable[[], keras.Model] = given
         self._model: keras.Model = made
         self._function: Callable[[], keras.Model] | None = None if is_model else given
+
+    def get_config(self) -> dict[str, Any]:
+        """The model or the function, as Keras describes it.
+
+        Raises:
+            TfcompError: If a file cannot name the function.
+        """
+        if self._function is not None and not inspect.isfunction(self._function):
+            raise TfcompError(
+                f"A file can hold a function by its name alone: expected one for {self.name} that "
+                f"was made by def, received {self._function!r}. Define it so, or give a model."
+            )
+        config: dict[str, Any] = keras.saving.serialize_keras_object(self.given)
+        return config
 
     def key(self) -> str:
         """Changes with the architecture, and with the weights to start from if they are given."""

@@ -1,0 +1,162 @@
+"""How far a course of lessons is, as its `.keras` file keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from tfcomp.distillation.course_report import CourseReport
+from tfcomp.distillation.distiller import Distiller
+from tfcomp.distillation.lesson import Lesson
+
+# The names of a lesson's student and of its teacher.
+Pair = tuple[str, str]
+
+
+class RunningLesson(keras.callbacks.Callback):
+    """A lesson that is being given, told of its epochs as the first of its callbacks.
+
+    Args:
+        distiller: What trains the student.
+        key: What the lesson is given with.
+        epochs: How many were given before.
+        logs: Those of epochs that were given before, one by one.
+    """
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        key: dict[str, str],
+        epochs: int = 0,
+        logs: Sequence[dict[str, float]] = (),
+    ) -> None:
+        super().__init__()
+        self.distiller = distiller
+        self.key = key
+        self.epochs = epochs
+        self._logs = list(logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Counts the epoch before another callback saves the course."""
+        self.epochs = epoch + 1
+        # The dictionary itself: callbacks that come later may add to it.
+        self._logs.append({} if logs is None else logs)
+
+    def epoch_logs(self) -> list[dict[str, float]]:
+        """The logs of each epoch."""
+        return [{name: float(value) for name, value in one.items()} for one in self._logs]
+
+    def history(self) -> dict[str, list[float]]:
+        """The logs by name, as `fit` returns them."""
+        history: dict[str, list[float]] = {}
+        for logs in self.epoch_logs():
+            for name, value in logs.items():
+                history.setdefault(name, []).append(value)
+        return history
+
+
+class Progress:
+    """The lessons that were given, in their order, and the one that is being given.
+
+    Attributes:
+        lessons: Those that are finished, by the names of student and teacher.
+        running: The lesson between two of its epochs, by the same; None between lessons.
+        report: What `fit` returned; None before the end.
+        is_read: Whether the lessons come from a file, and none was given since.
+    """
+
+    def __init__(self) -> None:
+        self.lessons: dict[Pair, Lesson] = {}
+        self.running: tuple[Pair, RunningLesson] | None = None
+        self.report: CourseReport | None = None
+        self.is_read = False
+
+    def begin(self, pair: Pair, running: RunningLesson) -> None:
+        """A lesson is being given."""
+        self.running = (pair, running)
+
+    def finish(self, lesson: Lesson) -> None:
+        """A lesson was given."""
+        self.lessons[lesson.student, lesson.teacher] = lesson
+        self.running = None
+
+    def resumed(self, pair: Pair) -> RunningLesson | None:
+        """The lesson to go on within, if it is this one."""
+        if self.running is None or self.running[0] != pair:
+            return None
+        return self.running[1]
+
+    def get_config(self) -> dict[str, Any]:
+        """All but weights."""
+        serialize = keras.saving.serialize_keras_object
+        running = None
+        if self.running is not None:
+            pair, lesson = self.running
+            taught = {id(one.model): key for key, one in self.lessons.items()}
+            running = {
+                "pair": pair,
+                "teacher": taught.get(id(lesson.distiller.teacher)),
+                "key": lesson.key,
+                "epochs": lesson.epochs,
+                "logs": lesson.epoch_logs(),
+                "distiller": {**lesson.distiller.get_config(), "teacher": None},
+            }
+        finished = [
+            {
+                **{field: getattr(lesson, field) for field in _FIELDS},
+                "model": serialize(lesson.model),
+            }
+            for lesson in self.lessons.values()
+        ]
+        report = None
+        if self.report is not None:
+            report = {"path": self.report.path, "evaluations": self.report.evaluations}
+        return {"lessons": finished, "running": running, "report": report}
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], teacher: keras.Model, custom_objects: Any = None
+    ) -> Progress:
+        """What `get_config` described, with models whose weights are still to be read.
+
+        Args:
+            config: The description.
+            teacher: The course's teacher.
+            custom_objects: As in Keras.
+        """
+
+        def load(part: Any) -> Any:
+            return keras.saving.deserialize_keras_object(part, custom_objects=custom_objects)
+
+        progress = cls()
+        for kept in config["lessons"]:
+            fields = {field: kept[field] for field in _FIELDS}
+            progress.finish(Lesson(**fields, model=load(kept["model"]), reused=True))
+        if config["running"] is not None:
+            progress.running = _running(config["running"], teacher, progress.lessons, load)
+        if config["report"] is not None:
+            path, evaluations = tuple(config["report"]["path"]), config["report"]["evaluations"]
+            progress.report = CourseReport(tuple(progress.lessons.values()), path, evaluations)
+        progress.is_read = progress.report is None
+        return progress
+
+
+_FIELDS = ("student", "teacher", "evaluation", "history", "key")
+
+
+def _running(
+    config: Mapping[str, Any],
+    teacher: keras.Model,
+    lessons: Mapping[Pair, Lesson],
+    load: Callable[[Any], Any],
+) -> tuple[Pair, RunningLesson]:
+    student, by = config["pair"]
+    if config["teacher"] is not None:
+        of, taught_by = config["teacher"]
+        teacher = lessons[of, taught_by].model
+    parts = {part: load(config["distiller"][part]) for part in ("student", "distillation_losses")}
+    distiller = Distiller(**{**config["distiller"], **parts, "teacher": teacher})
+    lesson = RunningLesson(distiller, config["key"], config["epochs"], config["logs"])
+    return (student, by), lesson
