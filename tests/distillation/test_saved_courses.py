@@ -222,7 +222,13 @@ def test_a_course_goes_on_as_it_was_begun(tmp_path: pathlib.Path) -> None:
         with pytest.raises(TfcompError, match=match) as error:
             go_on(name, **told)
         assert "\n" not in str(error.value)
-    report = go_on("kept.keras", **same)
+    # A call that was refused changes nothing.
+    loaded = keras.saving.load_model(tmp_path / "kept.keras")
+    with pytest.raises(TfcompError, match="begun with a `directory`"):
+        loaded.fit(X, Y, seed=3, **FIT)
+    report = loaded.fit(X, Y, seed=3, **FIT, **same)
+    assert [lesson.reused for lesson in report.lessons] == [True, False, False]
+    assert [len(lesson.history["loss"]) for lesson in report.lessons] == [3, 3, 3]
     is_same(report, chain().fit(X, Y, seed=3, **FIT))
     again = chain().fit(X, Y, seed=3, **FIT, **same)
     assert [lesson.reused for lesson in again.lessons] == [True] * 3

@@ -217,10 +217,8 @@ class Course(keras.Model):
                 there.
         """
         training = self._training(x, y, validation_data, directory, seed, data_key, kwargs)
-        progress = self._setup.progress
-        if not progress.is_read:
+        if not self._setup.progress.is_read:
             self._setup.progress = Progress()
-        progress.is_read = False
         with self.distribute_strategy.scope():
             return self._give(training)
 
@@ -346,6 +344,7 @@ class Course(keras.Model):
             running = RunningLesson(distiller, key)
             setup.progress.begin(pair, running)
         _check_key(running.key, key)
+        setup.progress.is_read = False
         callbacks = [running, *_callbacks(training.options)]
         running.distiller.fit(
             training.x,
@@ -378,6 +377,7 @@ class Course(keras.Model):
             evaluations |= {x.student: x.evaluation for x in on_path}
             for name, model in others.items():
                 evaluations[name] = _evaluated(self._judge(model), training)
+        progress.is_read = False
         progress.report = CourseReport(tuple(lessons), tuple(path), evaluations)
         return progress.report
 
