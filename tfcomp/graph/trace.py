@@ -187,8 +187,8 @@ def trace(model: keras.Model) -> Graph:
             input_configs[tensor] = config
             bound[operation.name] = tensor
             values[tensor] = keras.KerasTensor(tensor.shape, dtype=tensor.dtype)
-    outputs = _trace_scope(functional, bound, (), nodes, namer, values)
     config = functional.get_config()
+    outputs = _trace_scope(functional, config, bound, (), nodes, namer, values)
     inputs = _map_references(config["input_layers"], lambda ref: bound[ref[0]])
     return Graph(
         model.name,
@@ -228,14 +228,17 @@ class _Namer:
 
 def _trace_scope(
     model: keras.Model,
+    config: dict[str, Any],
     bound: dict[str, Tensor],
     path: tuple[str, ...],
     nodes: list[Node],
     namer: _Namer,
     values: dict[Tensor, Any],
 ) -> Any:
-    """Appends the calls of one functional model; returns its outputs as `Tensor`s."""
-    config = model.get_config()
+    """Appends the calls of one functional model; returns its outputs as `Tensor`s.
+
+    Its configuration, the dearest part of it all, is made once and handed on.
+    """
     known = {(name, 0, 0): tensor for name, tensor in bound.items()}
     operations = {operation.name: operation for operation in model.operations}
     waiting = [
@@ -281,11 +284,12 @@ def _trace_call(
 ) -> Any:
     if is_graph_model(op):
         inner = as_functional(op)
+        config = inner.get_config()
         given = list(tensors(args)) or list(tensors(kwargs))
         layers: list[str] = []
-        _map_references(inner.get_config()["input_layers"], lambda ref: layers.append(ref[0]))
+        _map_references(config["input_layers"], lambda ref: layers.append(ref[0]))
         bound = dict(zip(layers, given, strict=False))
-        return _trace_scope(inner, bound, (*path, op.name), nodes, namer, values)
+        return _trace_scope(inner, config, bound, (*path, op.name), nodes, namer, values)
     spec = op.compute_output_spec(
         *substitute(args, values), **substitute(_without_none(kwargs), values)
     )
