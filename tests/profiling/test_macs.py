@@ -139,6 +139,13 @@ def test_published_figures(network, macs_m, parameters_m):
     assert found.parameters / 1e6 == pytest.approx(parameters_m, abs=0.06)
 
 
+def test_layer_scale_costs_nothing():
+    """ConvNeXt-T (2201.03545, table 1): 4.5 G multiply-adds, 28.6 M parameters (29 M there)."""
+    found = profile(keras.applications.ConvNeXtTiny(weights=None))
+    assert found.macs / 1e9 == pytest.approx(4.5, abs=0.05)
+    assert found.parameters / 1e6 == pytest.approx(28.6, abs=0.05)
+
+
 def test_width_multiplier_follows_the_papers_formula():
     """D_K²·αM·D_F² + αM·αN·D_F² for one depthwise-separable block, BatchNorm not counted."""
     kernel, side, narrow, wide = 3, 14, 24, 48

@@ -271,10 +271,10 @@ def handler_of(op: Any) -> Handler | None:
     kind = type(op)
     if not isinstance(op, keras.layers.Layer):
         return _HANDLERS.get(kind.__name__)
-    return _HANDLERS.get(kind) or _HANDLERS.get(_application_name(kind))
+    return _HANDLERS.get(kind) or _HANDLERS.get(application_name(kind))
 
 
-def _application_name(kind: type) -> str:
+def application_name(kind: type) -> str:
     """What a layer of keras.applications is registered by; of another layer nothing."""
     parts = kind.__module__.split(".")
     if parts[0] != "keras" or parts[-2:-1] != ["applications"]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import keras
 
+from tfcomp.graph.channels import application_name
+
 Shape = tuple[int | None, ...]
 WeightShape = Callable[[str], tuple[int, ...]]
 
@@ -23,6 +25,7 @@ _ELEMENTWISE = (
     keras.layers.Normalization,
     keras.layers.PReLU,
 )
+_LAYER_SCALE = "applications.convnext.LayerScale"
 _OPAQUE = ("Attention", "AdditiveAttention", "Dot", "Einsum", "Lambda", "Tensordot", "Vdot")
 
 
@@ -58,7 +61,7 @@ def call_macs(
     for kinds, rule in _RULES:
         if isinstance(op, kinds):
             return rule(op, inputs, output, shape)
-    if isinstance(op, _ELEMENTWISE):
+    if isinstance(op, _ELEMENTWISE) or application_name(type(op)) == _LAYER_SCALE:
         return 0
     kind = type(op).__name__
     if kind in ("Matmul", "MatMul"):
