@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import keras
-import numpy as np
 
+from tfcomp.callbacks.kernel_selection import KernelSelection, Selected
 from tfcomp.callbacks.pruning_report import PruningReport
 from tfcomp.callbacks.pruning_session import SESSIONS, Session
 from tfcomp.callbacks.pruning_settings import Override, Scope, Settings, checked_overrides
 from tfcomp.errors import TfcompError
 from tfcomp.pruning.schedules import ConstantSparsity, Schedule
-from tfcomp.pruning.sparsity import Kernel, end_kernels, find_kernels
+from tfcomp.pruning.sparsity import Kernel
 from tfcomp.pruning.units import Unit, Weights
 from tfcomp.pruning.weight_criteria import Magnitude, WeightCriterion
 
@@ -205,104 +205,13 @@ class PruneWeights(keras.callbacks.Callback):
         return cls(**{**config, **objects, "overrides": overrides})
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._open(*self._kernels(), SESSIONS.get(self.model))
+        self._open(*self._selected(), SESSIONS.get(self.model))
 
-    def _kernels(self) -> tuple[tuple[Kernel, ...], dict[str, str]]:
-        try:
-            kernels, skipped = find_kernels(
-                self.model,
-                skip=self.skip,
-                depthwise=self.depthwise,
-                first=self.first is not False,
-                last=self.last is not False,
-            )
-        except TfcompError:
-            if self.model.built:
-                raise
-            return (), {}  # layers may be made while the model is built, in the first step
-        settings = self._settings()
-        if self.model.built:
-            settings.check_patterns(kernels, skipped)
-        skipped |= self._spared_ends(kernels, settings) | self._helpers(kernels)
-        skipped |= self._spared_without_zeros(kernels, settings)
-        for kernel in kernels:
-            if kernel.name in skipped:
-                continue
-            if pattern := settings.spared(kernel.name):
-                skipped[kernel.name] = f"spared by `overrides`: {pattern!r} is None"
-            elif reason := settings.why_idle(kernel):
-                skipped[kernel.name] = reason
-        kernels = tuple(kernel for kernel in kernels if kernel.name not in skipped)
-        if not kernels and self.model.built:
-            raise TfcompError(
-                f"There is no kernel to prune in the model {self.model.name!r}: "
-                + "; ".join(f"{name} is {reason}" for name, reason in skipped.items())
-                + "."
-            )
-        return kernels, skipped
-
-    def _networks(self) -> list[keras.Model]:
-        """What is pruned: the model, the student of one that distils, peers that learn together."""
-        found = [getattr(self.model, "student", None), *getattr(self.model, "peers", ())]
-        return [one for one in found if isinstance(one, keras.Model)] or [self.model]
-
-    def _is_free(self, kernel: Kernel, settings: Settings) -> bool:
-        """Whether nobody has said what to do with a kernel, and it has not been pruned before."""
-        if self.keep_zeros:
-            return False  # see `_spared_without_zeros`
-        earlier = SESSIONS.get(self.model)
-        pruned = {} if earlier is None else earlier.masks_by_variable()
-        held = not pruned.get(id(kernel.variable), np.True_).all()
-        return not settings.names(kernel.name) and not held
-
-    def _spared_without_zeros(
-        self, kernels: tuple[Kernel, ...], settings: Settings
-    ) -> dict[str, str]:
-        """Of what would be spared by default, kernels without zeros: `from_zeros` leaves them."""
-        if not self.keep_zeros or settings.removes_nothing:
-            return {}
-        ends = [variable for network in self._networks() for variable in end_kernels(network)]
-        convolutional = any(kernel.window_axes for kernel in kernels)
-        return {
-            kernel.name: "spared by default, and without zeros to keep; `overrides` takes it"
-            for kernel in kernels
-            if not settings.names(kernel.name)
-            and (
-                kernel.input_axis is None
-                or (convolutional and any(kernel.variable is end for end in ends))
-            )
-            and not kernel.zeros()
-        }
-
-    def _helpers(self, kernels: tuple[Kernel, ...]) -> dict[str, str]:
-        """Kernels that a distillation has beside its student's, which nobody will ship."""
-        network = {id(one) for network in self._networks() for one in network.weights}
-        return {
-            kernel.name: "a helper of the distillation, not of the student"
-            for kernel in kernels
-            if id(kernel.variable) not in network
-        }
-
-    def _spared_ends(self, kernels: tuple[Kernel, ...], settings: Settings) -> dict[str, str]:
-        """The ends of a network with convolutions, unless somebody has said what to do with them.
-
-        Returns:
-            Reasons by the kernels' names.
-        """
-        ends = [
-            (end, variable)
-            for network in self._networks()
-            for end, variable in zip(("first", "last"), end_kernels(network), strict=True)
-            if getattr(self, end) is None
-        ]
-        spared = {
-            kernel.name: f"the {end} kernel of a network with convolutions; `{end}=True` takes it"
-            for end, variable in ends
-            for kernel in kernels
-            if kernel.variable is variable and self._is_free(kernel, settings)
-        }
-        convolutional = any(kernel.window_axes for kernel in kernels)
-        return spared if convolutional and len(spared) < len(kernels) else {}
+    def _selected(self) -> Selected:
+        selection = KernelSelection(
+            self.skip, self.depthwise, self.first, self.last, self._settings()
+        )
+        return selection.of(self.model, SESSIONS.get(self.model))
 
     def _settings(self) -> Settings:
         return Settings(
@@ -323,7 +232,7 @@ class PruneWeights(keras.callbacks.Callback):
     def _with_new_kernels(self, session: Session) -> Session:
         """A subclassed model makes its weights in its first step: `session` goes on with them."""
         session.complete = True
-        kernels, skipped = self._kernels()
+        kernels, skipped = self._selected()
         known = {id(kernel.variable) for kernel in session.kernels}
         if all(id(kernel.variable) in known for kernel in kernels):
             return session

@@ -17,7 +17,14 @@ from tfcomp.graph import rebuild, trace
 from tfcomp.pruning.cost import check_outputs, loss_function, told
 from tfcomp.pruning.samples import labelled_batches
 from tfcomp.pruning.schedules import check_sparsity
-from tfcomp.pruning.sparsity import Kernel, KernelSparsity, find_kernels, measure, total_sparsity
+from tfcomp.pruning.sparsity import (
+    Kernel,
+    KernelSparsity,
+    find_kernels,
+    measure,
+    student_of,
+    total_sparsity,
+)
 from tfcomp.pruning.units import Filters, Unit, Weights, remove_lowest, total_of
 from tfcomp.pruning.weight_criteria import Scores, WeightCriterion
 
@@ -534,7 +541,7 @@ def _ones(model: keras.Model) -> Any:
             )
         return tf.ones((1, *shape), tensor.dtype)
 
-    network = getattr(model, "student", model)  # of one that distils
+    network = student_of(model)
     if not getattr(network, "inputs", None):
         raise TfcompError(
             f"SynFlow expects a functional or Sequential model. Received: {model.name!r}, a "

@@ -145,6 +145,12 @@ def _what(model: Any) -> str:
     return f"{model.name!r}, which is not built: call it first" if is_model else repr(model)
 
 
+def student_of(model: keras.Model) -> keras.Model:
+    """The network that is pruned: the student of a model that distils, otherwise the model."""
+    student = getattr(model, "student", None)
+    return student if isinstance(student, keras.Model) else model
+
+
 def end_kernels(model: keras.Model) -> tuple[Any, Any]:
     """The first and the last kernel of a model, in the order of `model.weights`; or None, None."""
     found = [variable for variable in model.weights if _is_kernel(variable)]
