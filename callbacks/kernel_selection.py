@@ -11,7 +11,7 @@ import numpy as np
 from tfcomp.callbacks.pruning_session import Session
 from tfcomp.callbacks.pruning_settings import Settings
 from tfcomp.errors import TfcompError
-from tfcomp.pruning.sparsity import Kernel, end_kernels, find_kernels, student_of
+from tfcomp.pruning.sparsity import Kernel, end_kernels, find_kernels, networks_of
 
 # The kernels that are pruned, and for each other weight the reason.
 Selected = tuple[tuple[Kernel, ...], dict[str, str]]
@@ -95,7 +95,7 @@ class KernelSelection:
             return {}  # see `_without_zeros`
         ends = [
             (end, variable)
-            for network in _networks(model)
+            for network in networks_of(model)
             for end, variable in zip(("first", "last"), end_kernels(network), strict=True)
             if getattr(self, end) is None
         ]
@@ -114,7 +114,7 @@ class KernelSelection:
         """Of what would be spared by default, kernels without zeros: `from_zeros` leaves them."""
         if not self.settings.keep_zeros or self.settings.removes_nothing:
             return {}
-        ends = [variable for network in _networks(model) for variable in end_kernels(network)]
+        ends = [variable for network in networks_of(model) for variable in end_kernels(network)]
         convolutional = _convolutional(kernels)
         return {
             kernel.name: "spared by default, and without zeros to keep; `overrides` takes it"
@@ -128,15 +128,9 @@ class KernelSelection:
         }
 
 
-def _networks(model: keras.Model) -> list[keras.Model]:
-    """What is pruned: the model, the student of one that distils, peers that learn together."""
-    peers = [peer for peer in getattr(model, "peers", ()) if isinstance(peer, keras.Model)]
-    return [one for one in (student_of(model), *peers) if one is not model] or [model]
-
-
 def _helpers(model: keras.Model, kernels: tuple[Kernel, ...]) -> dict[str, str]:
     """Kernels that a distillation has beside its student's, which nobody will ship."""
-    network = {id(variable) for one in _networks(model) for variable in one.weights}
+    network = {id(variable) for one in networks_of(model) for variable in one.weights}
     return {
         kernel.name: "a helper of the distillation, not of the student"
         for kernel in kernels

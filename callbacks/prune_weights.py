@@ -313,6 +313,11 @@ class PruneWeights(keras.callbacks.Callback):
                 f"{', '.join(report.collapsed)}. Ask for less"
                 + (', or take scope="local".' if self.scope == "global" else ".")
             )
+        elif report.disconnected:
+            message += (
+                f"{' ' if message else ''}Layer collapse: no way leads from an input to an output "
+                f"without {', '.join(report.removed_layers)}. Ask for less, or `skip` these."
+            )
         if message:
             warnings.warn(message, stacklevel=2)
 

@@ -27,6 +27,9 @@ class PruningReport:
         overrides: By the names of kernels that have a schedule or unit of their own, the sparsity
             asked for at `step`, and the unit.
         collapsed: Kernels of which no weight is left: nothing passes them (layer collapse).
+        removed_layers: Kernels that the unit `Layers()` has removed, on purpose.
+        disconnected: Whether no output depends on any input without these. It is found where inputs
+            are of a fixed shape and of floating-point numbers.
         by_units: What the sparsity would be if all units held as many weights.
     """
 
@@ -42,6 +45,8 @@ class PruningReport:
     overrides: dict[str, tuple[float, str]] = dataclasses.field(default_factory=dict)
     by_units: float = 0.0
     collapsed: tuple[str, ...] = ()
+    removed_layers: tuple[str, ...] = ()
+    disconnected: bool = False
 
     @property
     def sparsity(self) -> float:
@@ -77,6 +82,8 @@ class PruningReport:
             "criterion": self.criterion,
             "by_units": self.by_units,
             "collapsed": list(self.collapsed),
+            "removed_layers": list(self.removed_layers),
+            "disconnected": self.disconnected,
             "overrides": {name: list(own) for name, own in self.overrides.items()},
             "kernels": [
                 {**dataclasses.asdict(row), "shape": list(row.shape), "sparsity": row.sparsity}
@@ -99,10 +106,12 @@ class PruningReport:
             f"  {row.sparsity:.4f}  {row.zeros:>10,} of {row.size:>10,}  {row.name}"
             + self._own(row.name)
             + ("  collapsed: nothing is left" if row.name in self.collapsed else "")
+            + ("  removed as a whole" if row.name in self.removed_layers else "")
             for row in self.kernels
         ]
         left = [f"  left alone  {name}: {reason}" for name, reason in self.skipped.items()]
         notes = [*([] if plain else [kind]), *([f"  {self.shortfall}"] if self.shortfall else [])]
+        notes += ["  collapsed: no output depends on any input"] if self.disconnected else []
         return "\n".join([head, *notes, *rows, *left])
 
     def _own(self, name: str) -> str:

@@ -14,9 +14,10 @@ from tfcomp.callbacks.pruning_report import PruningReport
 from tfcomp.callbacks.pruning_settings import Group, Settings
 from tfcomp.callbacks.training_hooks import after_all_callbacks, unlink, without
 from tfcomp.errors import TfcompError
+from tfcomp.pruning.dependence import is_cut_by
 from tfcomp.pruning.masks import Mask, Masked
 from tfcomp.pruning.schedules import Schedule
-from tfcomp.pruning.sparsity import Kernel, measure
+from tfcomp.pruning.sparsity import Kernel, measure, networks_of
 from tfcomp.pruning.units import remove_lowest, removed_of, total_of
 from tfcomp.pruning.weight_criteria import Magnitude, Scores, WeightCriterion
 
@@ -361,16 +362,18 @@ class Session:
             size += weights
         return zeros / max(size, 1)
 
-    def _collapsed(self) -> tuple[str, ...]:
-        """Kernels of which nothing is left, where not whole layers were to go."""
-        return tuple(
-            self.kernels[index].name
+    def _emptied(self, whole: bool) -> list[Kernel]:
+        """Kernels of which nothing is left, where whole layers were to go or where not."""
+        return [
+            kernel
             for group in self.groups
-            for index in group.indices
-            if not group.unit.whole and self.kernels[index].zeros() == self.kernels[index].size
-        )
+            if group.unit.whole == whole
+            for kernel in self._of(group)
+            if kernel.zeros() == kernel.size
+        ]
 
     def report(self) -> PruningReport:
+        removed = self._emptied(whole=True)
         return PruningReport(
             kernels=measure(self.kernels),
             skipped=self.skipped,
@@ -380,7 +383,9 @@ class Session:
             start_step=self.start_step,
             rezeroed=self.rezeroed,
             by_units=self._by_units(),
-            collapsed=self._collapsed(),
+            collapsed=tuple(kernel.name for kernel in self._emptied(whole=False)),
+            removed_layers=tuple(kernel.name for kernel in removed),
+            disconnected=any(_is_cut(network, removed) for network in networks_of(self.model)),
             unit=repr(self.settings.unit),
             criterion=repr(self.settings.criterion),
             overrides={
@@ -401,6 +406,12 @@ def _mask_like_zeros(kernel: Kernel, constraint: Masked) -> int:
     zeros = kernel.zeros()
     by_itself = isinstance(constraint.constraint, keras.constraints.NonNeg)
     return 0 if by_itself or zeros == kernel.size else zeros
+
+
+def _is_cut(network: keras.Model, removed: list[Kernel]) -> bool:
+    """Whether nothing passes a network without those of the removed kernels that are its own."""
+    own = {id(variable) for variable in network.weights}
+    return is_cut_by(network, [kernel for kernel in removed if id(kernel.variable) in own])
 
 
 def _check_scores(kernel: Kernel, scores: Scores, criterion: Any) -> None:

@@ -224,6 +224,42 @@ def test_layers_are_compared_with_each_other() -> None:
         fit(everywhere(ConstantSparsity(0.5), unit=Layers()))
 
 
+def residual(skip: bool = True) -> keras.Model:
+    """Two layers of which the second has small weights, with a way around it or without."""
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Flatten()(inputs)
+    x = layers.BatchNormalization()(layers.Dense(8, "relu", name="a")(x))
+    y = layers.Dense(8, "relu", name="b")(x)
+    x = layers.Add()([x, y]) if skip else y
+    model = keras.Model(inputs, layers.Dense(3, name="logits")(x), name="m")
+    model.get_layer("b").kernel.assign(1e-6 * np.ones((8, 8)))
+    # As after training: without care a ReLU would close the way that is left.
+    next(w for w in model.weights if w.name == "moving_mean").assign(np.full(8, 50.0))
+    return model
+
+
+def test_layers_removed_as_a_whole_are_told() -> None:
+    prune = everywhere(ConstantSparsity(0.06), unit=Layers(), scope="global")
+    fit(prune, model=residual(), optimizer=keras.optimizers.SGD(0.0))  # warnings are errors here
+    assert prune.report is not None
+    assert prune.report.removed_layers == ("b/kernel",)
+    assert not prune.report.disconnected
+    assert not prune.report.collapsed
+    assert "b/kernel  removed as a whole" in str(prune.report)
+
+
+def test_layers_without_which_nothing_passes_are_warned_of() -> None:
+    model = residual(skip=False)
+    prune = everywhere(ConstantSparsity(0.06), unit=Layers(), scope="global")
+    with pytest.warns(UserWarning, match="no way leads from an input to an output without b/kern"):
+        fit(prune, model=model, optimizer=keras.optimizers.SGD(0.0))
+    assert prune.report is not None
+    assert prune.report.disconnected
+    assert "collapsed: no output depends on any input" in str(prune.report)
+    assert prune.report.to_dict()["removed_layers"] == ["b/kernel"]
+    assert not model.get_layer("b").get_weights()[0].any()  # as it was before it was looked at
+
+
 def test_a_layer_without_a_weight_left_is_told() -> None:
     model = network()
     model.get_layer("conv").kernel.assign(1e-6 * np.ones((3, 3, 8, 10)))

@@ -271,6 +271,15 @@ def test_whole_layers_need_others_to_be_compared_with() -> None:
         prune_at_initialization(network("relu"), 0.3, Magnitude(), unit=NM(2, 4))
 
 
+def test_whole_layers_without_which_nothing_passes_are_told() -> None:
+    with pytest.warns(UserWarning, match="no way leads from an input"):
+        _, report = prune_at_initialization(collapsing(), 0.8, Magnitude(), unit=Layers())
+    assert report.disconnected
+    assert not report.collapsed
+    assert [name.split("/")[-2] for name in report.removed_layers] == ["wide"]
+    assert "wide/kernel  removed as a whole" in str(report)
+
+
 class Ends(WeightCriterion):
     """Keeps one weight of each kernel: no two of them follow each other."""
 

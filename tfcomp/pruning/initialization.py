@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import keras
@@ -15,17 +14,11 @@ import tensorflow as tf
 from tfcomp.errors import TfcompError
 from tfcomp.graph import rebuild, trace
 from tfcomp.pruning.cost import check_outputs, loss_function, told
+from tfcomp.pruning.dependence import dependence, ones_for, restored
 from tfcomp.pruning.samples import labelled_batches
 from tfcomp.pruning.schedules import check_sparsity
-from tfcomp.pruning.sparsity import (
-    Kernel,
-    KernelSparsity,
-    find_kernels,
-    measure,
-    student_of,
-    total_sparsity,
-)
-from tfcomp.pruning.units import Filters, Unit, Weights, remove_lowest, total_of
+from tfcomp.pruning.sparsity import Kernel, KernelSparsity, find_kernels, measure, total_sparsity
+from tfcomp.pruning.units import Unit, Weights, remove_lowest, total_of
 from tfcomp.pruning.weight_criteria import Scores, WeightCriterion
 
 
@@ -132,7 +125,7 @@ class _LossCriterion(WeightCriterion):
         step = tf.function(gradients, reduce_retracing=True)
         total = [np.zeros(tuple(kernel.variable.shape)) for kernel in kernels]
         samples = 0
-        with _restored(model):
+        with restored(model):
             user = type(self).__name__
             for x, y in labelled_batches(self.data, self.batch_size, user):
                 size = len(keras.tree.flatten(x)[0])
@@ -265,9 +258,9 @@ class SynFlow(WeightCriterion):
 
     def scores(self, model: keras.Model, kernels: Sequence[Kernel]) -> list[Scores]:
         """The synaptic saliency of each weight."""
-        ones = _ones(model)
+        ones = ones_for(model)
         variables = [kernel.variable.value for kernel in kernels]
-        with _restored(model, trainable=True):
+        with restored(model, trainable=True):
             for variable in model.weights:
                 if keras.backend.is_float_dtype(variable.dtype):
                     variable.assign(keras.ops.abs(variable))
@@ -310,6 +303,7 @@ class InitializationReport:
             cannot learn (layer collapse).
         disconnected: Whether no output depends on any input: the same without an empty kernel.
             It is found where inputs are of a fixed shape and of floating-point numbers.
+        removed_layers: Kernels that the unit `Layers()` has removed, on purpose.
     """
 
     kernels: tuple[KernelSparsity, ...]
@@ -319,6 +313,7 @@ class InitializationReport:
     rounds: int
     collapsed: tuple[str, ...]
     disconnected: bool = False
+    removed_layers: tuple[str, ...] = ()
 
     @property
     def sparsity(self) -> float:
@@ -339,6 +334,7 @@ class InitializationReport:
         lines += [
             f"  {row.sparsity:.4f}  {row.zeros:>10,} of {row.size:>10,}  {row.name}"
             + ("  collapsed: nothing is left" if row.name in self.collapsed else "")
+            + ("  removed as a whole" if row.name in self.removed_layers else "")
             for row in self.kernels
         ]
         lines += [f"  left alone  {name}: {reason}" for name, reason in self.skipped.items()]
@@ -414,16 +410,16 @@ def prune_at_initialization(
         found = dict(zip(kernels, _scores(criterion, pruned, kernels, model), strict=True))
         for group in together:
             _remove(part, group, [found[kernel] for kernel in group], share)
+    emptied = tuple(kernel.name for kernel in kernels if kernel.zeros() == kernel.size)
     report = InitializationReport(
         kernels=measure(kernels),
         skipped=skipped,
         asked=sparsity,
         criterion=repr(criterion),
         rounds=total,
-        collapsed=tuple(
-            kernel.name for kernel in kernels if not part.whole and kernel.zeros() == kernel.size
-        ),
-        disconnected=_is_disconnected(pruned, model),
+        collapsed=() if part.whole else emptied,
+        removed_layers=emptied if part.whole else (),
+        disconnected=dependence(pruned) == 0 and dependence(model) > 0,
     )
     if report.disconnected and not report.collapsed:
         warnings.warn(
@@ -476,76 +472,3 @@ def _scores(
                 f"{np.count_nonzero(~np.isfinite(array))} not finite."
             )
     return scores
-
-
-def _is_disconnected(pruned: keras.Model, dense: keras.Model) -> bool:
-    """Whether the outputs depend on the inputs of the dense network, but not of the pruned one."""
-    return bool(_dependence(pruned) == 0 and _dependence(dense) > 0)
-
-
-def _dependence(model: keras.Model) -> float:
-    """Σ|∂R/∂x| with positive weights, of about 1 in sum for each output; 0 if it is not known.
-
-    Every way through such a network adds to R, a random sum of outputs, so that none hides another.
-    """
-    inputs = model.inputs
-    if any(None in tuple(x.shape)[1:] or "float" not in x.dtype for x in inputs):
-        return 0.0
-    ones = _ones(model)
-    kernels = {id(kernel.variable): kernel for kernel in find_kernels(model, depthwise=True)[0]}
-    rng = np.random.default_rng(0)
-    with _restored(model, trainable=True):
-        for variable in model.trainable_variables:
-            if keras.backend.is_float_dtype(variable.dtype):
-                variable.assign(_positive(variable, kernels.get(id(variable))))
-        with tf.GradientTape() as tape:
-            tape.watch(ones)
-            outputs = tf.nest.flatten(model(ones, training=False))
-            total = tf.add_n(
-                [
-                    tf.reduce_sum(tf.cast(y, tf.float32) * rng.uniform(0.5, 1.5, y.shape[1:]))
-                    for y in outputs
-                ]
-            )
-        slopes = tape.gradient(total, ones, unconnected_gradients="zero")
-    return float(sum(np.abs(np.asarray(slope)).sum() for slope in tf.nest.flatten(slopes)))
-
-
-def _positive(variable: Any, kernel: Kernel | None) -> Any:
-    value = np.abs(np.asarray(keras.ops.convert_to_numpy(variable), np.float64))
-    if kernel is None:
-        return value
-    stays = value != 0
-    return stays * (Filters().count(kernel) / max(stays.sum(), 1))
-
-
-@contextlib.contextmanager
-def _restored(model: keras.Model, trainable: bool = False) -> Iterator[None]:
-    """Puts back what running a model changes: statistics, states of random generators."""
-    variables = list(model.variables if trainable else model.non_trainable_variables)
-    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
-    try:
-        yield
-    finally:
-        for variable, value in zip(variables, before, strict=True):
-            variable.assign(value)
-
-
-def _ones(model: keras.Model) -> Any:
-    def ones(tensor: Any) -> Any:
-        shape = tuple(tensor.shape)[1:]
-        if None in shape:
-            raise TfcompError(
-                f"SynFlow expects inputs of a fixed shape. Received: {(None, *shape)} in "
-                f"{model.name!r}. Build the model with an Input of the size it will have."
-            )
-        return tf.ones((1, *shape), tensor.dtype)
-
-    network = student_of(model)
-    if not getattr(network, "inputs", None):
-        raise TfcompError(
-            f"SynFlow expects a functional or Sequential model. Received: {model.name!r}, a "
-            f"{type(model).__name__}."
-        )
-    inputs = [ones(tensor) for tensor in network.inputs]
-    return inputs if len(inputs) > 1 else inputs[0]

@@ -151,6 +151,12 @@ def student_of(model: keras.Model) -> keras.Model:
     return student if isinstance(student, keras.Model) else model
 
 
+def networks_of(model: keras.Model) -> list[keras.Model]:
+    """What is pruned: the model, the student of one that distils, peers that learn together."""
+    peers = [peer for peer in getattr(model, "peers", ()) if isinstance(peer, keras.Model)]
+    return [one for one in (student_of(model), *peers) if one is not model] or [model]
+
+
 def end_kernels(model: keras.Model) -> tuple[Any, Any]:
     """The first and the last kernel of a model, in the order of `model.weights`; or None, None."""
     found = [variable for variable in model.weights if _is_kernel(variable)]
