@@ -300,6 +300,13 @@ def test_taylor_needs_labels_and_a_loss() -> None:
 CROSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
+@pytest.mark.parametrize("weight", [0.0, 1e-3])
+def test_a_cost_that_no_channel_changes_is_refused(weight: float) -> None:
+    constant = Taylor(lambda labels, predictions: tf.reduce_mean(labels), (X, Y), weight)
+    with pytest.raises(TfcompError, match="a cost that changes with the feature maps"):
+        constant.scores(dependencies(network()))
+
+
 @pytest.mark.parametrize("kind", [Taylor, Oracle])
 @pytest.mark.parametrize(
     ("loss", "labels", "message"),

@@ -334,6 +334,30 @@ def test_refusals(call: Any, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", [SNIP, GraSP])
+def test_a_cost_that_no_weight_changes_is_refused(kind: Any) -> None:
+    criterion = kind((X, Y), lambda labels, predictions: tf.reduce_mean(labels))
+    with pytest.raises(TfcompError, match="a cost that depends on the weights") as error:
+        prune_at_initialization(network(), 0.5, criterion)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [SNIP, GraSP])
+def test_kernels_that_do_not_change_the_cost_are_no_fault(kind: Any) -> None:
+    x = keras.Input((X.shape[1],))
+    idle = layers.Dense(4, "relu", name="idle", bias_initializer=keras.initializers.Constant(-99))
+    body = layers.Dense(4, "tanh", name="body")(x)
+    joined = layers.Concatenate()([idle(x), body])
+    model = keras.Model(x, layers.Dense(Y.shape[1])(joined))
+    criterion = kind((X, Y), "mse")
+    found, _ = find_kernels(model)
+    scores = dict(zip([k.name for k in found], criterion.scores(model, found), strict=True))
+    assert not scores["idle/kernel"].any()
+    assert scores["body/kernel"].any()
+    alone = [kernel for kernel in found if kernel.name == "idle/kernel"]
+    assert not criterion.scores(model, alone)[0].any()
+
+
 class Own(keras.Model):
     def call(self, x: Any) -> Any:
         return x

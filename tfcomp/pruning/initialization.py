@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -101,6 +102,25 @@ class _LossCriterion(WeightCriterion):
     def _predictions(self, outputs: Any) -> Any:
         return outputs
 
+    def scores(self, model: keras.Model, kernels: Sequence[Kernel]) -> list[Scores]:
+        """One for each weight, as said above."""
+        found = self._scores(model, kernels)
+        if not kernels or any(array.any() for array in found):
+            return found
+        # These may be idle kernels of a network that is not.
+        every, _ = find_kernels(model, depthwise=True)
+        if not any(array.any() for array in self._scores(model, every)):
+            raise TfcompError(
+                f"{type(self).__name__} expects a cost that depends on the weights. Received: one "
+                f"that gives every weight of {model.name!r} the score 0. Pass a loss of the "
+                "predictions; where nothing passes the network any more, ask for less."
+            )
+        return found
+
+    @abc.abstractmethod
+    def _scores(self, model: keras.Model, kernels: Sequence[Kernel]) -> list[Scores]:
+        """The same, whatever they are."""
+
     def _gradients(
         self, model: keras.Model, kernels: Sequence[Kernel], along: list[Any] | None = None
     ) -> list[Any]:
@@ -152,7 +172,8 @@ class SNIP(_LossCriterion):
         batch_size: Size of a batch where `data` is not a dataset. Default 128.
 
     Raises:
-        TfcompError: In `scores`, if there is no loss, or the data is not as described.
+        TfcompError: In `scores`, if there is no loss, the data is not as described, or no weight
+            of the model has a score but 0.
 
     Example:
         >>> from tfcomp.pruning import find_kernels
@@ -164,8 +185,7 @@ class SNIP(_LossCriterion):
         [[5.0], [7.5]]
     """
 
-    def scores(self, model: keras.Model, kernels: Sequence[Kernel]) -> list[Scores]:
-        """The sensitivity of each connection."""
+    def _scores(self, model: keras.Model, kernels: Sequence[Kernel]) -> list[Scores]:
         gradients = self._gradients(model, kernels)
         return [
             np.abs(kernel.value() * gradient)
@@ -214,8 +234,7 @@ class GraSP(_LossCriterion):
     def _predictions(self, outputs: Any) -> Any:
         return tf.nest.map_structure(lambda logits: logits / self.temperature, outputs)
 
-    def scores(self, model: keras.Model, kernels: Sequence[Kernel]) -> list[Scores]:
-        """The loss of gradient flow without each weight."""
+    def _scores(self, model: keras.Model, kernels: Sequence[Kernel]) -> list[Scores]:
         slopes = self._gradients(model, kernels)
         along = [
             tf.cast(slope, kernel.variable.dtype)

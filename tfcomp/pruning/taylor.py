@@ -67,7 +67,8 @@ class Taylor(_CostCriterion):
 
     Raises:
         TfcompError: If an argument is not as described; in `scores`, if the data has no labels,
-            or λ is not 0 and the multiply-adds of a layer are not known.
+            if no feature map changes the cost, or λ is not 0 and the multiply-adds of a layer are
+            not known.
 
     Example:
         >>> from tfcomp.graph import dependencies
@@ -101,12 +102,19 @@ class Taylor(_CostCriterion):
         model, taps = tapped_model(dependencies.graph, maps)
         check_outputs(self.loss, model, type(self).__name__)
         step = tf.function(lambda x, y: self._step(model, taps, x, y), reduce_retracing=True)
+        moves = False
         for x, y in self._batches(dependencies.graph, labels=True):
             with told("Taylor"):
-                found = step(x, y)
+                found, moved = step(x, y)
+            moves = moves or bool(moved)
             for name, values in found.items():
                 # A sum in place of the mean over samples: normalising makes them the same.
                 scores[name] += values.numpy().astype(np.float64)
+        if not moves:
+            raise TfcompError(
+                "Taylor expects a cost that changes with the feature maps. Received: one whose "
+                f"gradient is 0 in all of {', '.join(maps)}. Pass a loss of the predictions."
+            )
         for name in maps:
             norm = np.linalg.norm(scores[name])
             scores[name] /= norm if norm > 0 else 1.0
@@ -114,8 +122,8 @@ class Taylor(_CostCriterion):
                 scores[name] -= self.flops_weight * _mflops(dependencies, name)
         return scores
 
-    def _step(self, model: keras.Model, taps: Taps, x: Any, y: Any) -> dict[str, Any]:
-        """Σₛ |Σ meanₚ ∂C/∂h·h| of each channel, the inner sum being over calls."""
+    def _step(self, model: keras.Model, taps: Taps, x: Any, y: Any) -> tuple[dict[str, Any], Any]:
+        """Σₛ |Σ meanₚ ∂C/∂h·h| of each channel, the inner sum being over calls; any ∂C/∂h ≠ 0."""
         with tf.GradientTape() as tape:
             maps: dict[str, list[Any]] = {name: [] for name in taps}
 
@@ -134,7 +142,9 @@ class Taylor(_CostCriterion):
             name: tf.add_n([_mean(h, g) for h, g in zip(maps[name], slopes[name], strict=True)])
             for name in maps
         }
-        return {name: tf.reduce_sum(tf.abs(change), axis=0) for name, change in changes.items()}
+        sums = {name: tf.reduce_sum(tf.abs(change), axis=0) for name, change in changes.items()}
+        moved = [tf.reduce_any(slope != 0) for slope in tf.nest.flatten(slopes)]
+        return sums, tf.reduce_any(tf.stack(moved))
 
 
 class Oracle(_CostCriterion):
