@@ -50,13 +50,7 @@ class KernelSelection:
                 of none.
         """
         try:
-            kernels, skipped = find_kernels(
-                model,
-                skip=self.skip,
-                depthwise=self.depthwise,
-                first=self.first is not False,
-                last=self.last is not False,
-            )
+            kernels, skipped = self._found(model)
         except TfcompError:
             if model.built:
                 raise
@@ -76,6 +70,18 @@ class KernelSelection:
                 + "."
             )
         return kernels, skipped
+
+    def _found(self, model: keras.Model) -> Selected:
+        """What can be pruned as far as arguments say, depthwise kernels that are named included."""
+        ends = {"first": self.first is not False, "last": self.last is not False}
+        kernels, skipped = find_kernels(model, skip=self.skip, depthwise=self.depthwise, **ends)
+        if self.depthwise or not self.settings.overrides:
+            return kernels, skipped
+        names = {kernel.name for kernel in kernels}
+        every, _ = find_kernels(model, skip=self.skip, depthwise=True, **ends)
+        taken = names | self.settings.named_beside(names, {kernel.name for kernel in every})
+        kernels = tuple(kernel for kernel in every if kernel.name in taken)
+        return kernels, {name: why for name, why in skipped.items() if name not in taken}
 
     def _reason(self, kernel: Kernel) -> str | None:
         """Why a kernel is left that nothing else spares."""

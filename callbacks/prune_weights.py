@@ -49,7 +49,8 @@ class PruneWeights(keras.callbacks.Callback):
         scope: `"local"`: each kernel gets the schedule's sparsity. `"global"`: all kernels
             together do, the smallest weights going first wherever they are. Default "local".
         skip: Layers to spare, as objects or names, nested models and blocks among them.
-        depthwise: Whether depthwise kernels are pruned as well. Default False.
+        depthwise: Whether depthwise kernels are pruned as well. Default False: only those that
+            have a pattern of `overrides` for themselves, which is of no other kernel.
         first: Whether the model's first kernel is pruned, in the order of `model.weights`. By
             default it is spared in a network with convolutions, as papers on these do (Zhu and
             Gupta 2017, arXiv:1710.01878), where other kernels are left and `overrides` do not name

@@ -81,6 +81,17 @@ class Settings:
         """Whether `overrides` say what to do with the kernel of that name."""
         return any(_matches(pattern, name) for pattern, _ in self.overrides)
 
+    def named_beside(self, names: set[str], every: set[str]) -> set[str]:
+        """What patterns take that are of none of some names, but of others."""
+        patterns = [
+            pattern
+            for pattern, value in self.overrides
+            if value is not None and not any(_matches(pattern, name) for name in names)
+        ]
+        return {
+            name for name in every - names if any(_matches(pattern, name) for pattern in patterns)
+        }
+
     def why_idle(self, kernel: Kernel) -> str | None:
         """Why masks would never remove anything from a kernel, if that is so."""
         # Zeros that are there already are held all the same.

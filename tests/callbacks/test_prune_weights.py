@@ -233,6 +233,34 @@ def test_depthwise_kernels_if_asked() -> None:
     assert zeros(model) == [9]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "taken"),
+    [
+        ("separable/depthwise_kernel", ["conv", "separable/depthwise", "separable/pointwise"]),
+        ("*/depthwise*", ["conv", "separable/depthwise", "separable/pointwise"]),
+        # Of other kernels too: those are meant.
+        ("separable", ["conv", "separable/pointwise"]),
+        ("*", ["conv", "separable/pointwise"]),
+    ],
+)
+def test_depthwise_kernels_that_an_override_is_for(pattern: str, taken: list[str]) -> None:
+    hidden = [
+        keras.layers.Conv2D(4, 3, name="conv"),
+        keras.layers.SeparableConv2D(4, 3, name="separable"),
+    ]
+    model = compiled(keras.Sequential([keras.Input((6, 6, 2)), *hidden, keras.layers.Flatten()]))
+    prune = PruneWeights(ConstantSparsity(0.5), first=True, last=True, overrides={pattern: 0.25})
+    fit(model, prune, x=rng.normal(size=(8, 6, 6, 2)), y=np.zeros((8, 16)), epochs=1)
+    assert prune.report is not None
+    rows = {row.name: row.sparsity for row in prune.report.kernels}
+    short = [
+        name.removeprefix(f"{model.name}/").removesuffix("kernel").strip("/_") for name in rows
+    ]
+    assert short == taken
+    assert ("separable/depthwise_kernel" in " ".join(prune.report.skipped)) == (len(taken) == 2)
+    assert all(share == 0.25 for name, share in rows.items() if "depthwise" in name)
+
+
 # ---- how a model may be trained
 
 

@@ -71,6 +71,9 @@ def test_prune_weights_takes_the_ratios():
     assert [row.sparsity for row in prune.report.kernels] == [0.5, 0.5, 0.5]
     every = sensitivity(model, lambda m: 1.0, sparsities=[0.5], depthwise=True)
     assert len(every.scores) == 4
+    prune = PruneWeights(ConstantSparsity(0.0), overrides=every.ratios(total=0.5))
+    model.fit(images, np.ones((8, 3)), verbose=0, callbacks=[prune])
+    assert [row.sparsity for row in prune.report.kernels] == [0.5, 0.5, 0.5, 0.5]
 
 
 def test_channels_are_removed_one_group_at_a_time():
