@@ -4,6 +4,8 @@ import ast
 import configparser
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -114,6 +116,13 @@ def test_public_names_exist():
         assert getattr(tfcomp, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = tfcomp.nothing
+
+
+def test_the_error_is_at_the_top_without_tensorflow():
+    assert "TfcompError" in tfcomp.__all__
+    code = "import sys, tfcomp; print(tfcomp.TfcompError.__module__, 'keras' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["tfcomp.errors", "False"]
 
 
 def test_nothing_is_swallowed():

@@ -1,7 +1,8 @@
 """tfcomp: model compression for Keras 3 on TensorFlow.
 
-This is the map: rooms by their names, and the verbs that most users need. Rooms are imported
-when they are first used, so that `tfcomp --help` need not wait for TensorFlow.
+This is the map: rooms by their names, the verbs that most users need, and the error that all of
+them raise. Rooms are imported when they are first used, so that `tfcomp --help` need not
+wait for TensorFlow.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         sharing,
     )
     from tfcomp.conversion import convert
+    from tfcomp.errors import TfcompError
     from tfcomp.profiling import profile
 
 _ROOMS = (
@@ -45,9 +47,11 @@ _ROOMS = (
     "runtime",
     "sharing",
 )
-_VERBS = {"convert": "conversion", "profile": "profiling"}
+# Where the other names are.
+_HOMES = {"TfcompError": "errors", "convert": "conversion", "profile": "profiling"}
 
 __all__ = [
+    "TfcompError",
     "__version__",
     "architectures",
     "callbacks",
@@ -70,8 +74,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"tfcomp.{name}")
-    if name in _VERBS:
-        return getattr(importlib.import_module(f"tfcomp.{_VERBS[name]}"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"tfcomp.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'tfcomp' has no attribute {name!r}")
 
 
