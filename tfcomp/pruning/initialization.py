@@ -409,20 +409,10 @@ def prune_at_initialization(
         raise TfcompError(
             f"`criterion` must be a WeightCriterion, SNIP(data) for one. Received: {criterion!r}."
         )
-    total = rounds if rounds is not None else getattr(criterion, "rounds", 1)
-    if isinstance(total, bool) or not isinstance(total, int) or total < 1:
-        raise TfcompError(f"`rounds` must be a whole number of at least 1. Received: {rounds!r}.")
+    total = _checked_rounds(rounds, criterion)
     part = _checked_unit(unit, sparsity, scope)
     pruned = rebuild(trace(model))
-    kernels, skipped = find_kernels(pruned, skip=skip, depthwise=depthwise)
-    for kernel in kernels:
-        part.check(kernel)
-        if reason := part.why_idle(kernel):
-            skipped[kernel.name] = reason
-    kernels = tuple(kernel for kernel in kernels if kernel.name not in skipped)
-    if not kernels:
-        reasons = "; ".join(f"{name} is {reason}" for name, reason in skipped.items())
-        raise TfcompError(f"There is no kernel to prune in the model {model.name!r}: {reasons}.")
+    kernels, skipped = _kernels(pruned, part, skip, depthwise)
     together = [list(kernels)] if scope == "global" else [[kernel] for kernel in kernels]
     for done in range(1, total + 1):
         share = sparsity if done == total else 1 - (1 - sparsity) ** (done / total)
@@ -440,19 +430,43 @@ def prune_at_initialization(
         removed_layers=emptied if part.whole else (),
         disconnected=dependence(pruned) == 0 and dependence(model) > 0,
     )
-    if report.disconnected and not report.collapsed:
-        warnings.warn(
-            "Layer collapse: no way leads from an input to an output any more. Ask for less, or "
-            "take SynFlow.",
-            stacklevel=2,
-        )
-    if report.collapsed:
-        warnings.warn(
-            f"Layer collapse: no weight is left in {', '.join(report.collapsed)}. Ask for less, "
-            "or take " + ('scope="local" or SynFlow.' if scope == "global" else "SynFlow."),
-            stacklevel=2,
-        )
+    if collapse := _collapse(report, scope):
+        warnings.warn(f"Layer collapse: {collapse}", stacklevel=2)
     return pruned, report
+
+
+def _checked_rounds(rounds: int | None, criterion: WeightCriterion) -> int:
+    total = rounds if rounds is not None else getattr(criterion, "rounds", 1)
+    if isinstance(total, bool) or not isinstance(total, int) or total < 1:
+        raise TfcompError(f"`rounds` must be a whole number of at least 1. Received: {rounds!r}.")
+    return total
+
+
+def _kernels(
+    pruned: keras.Model, unit: Unit, skip: Iterable[Any], depthwise: bool
+) -> tuple[tuple[Kernel, ...], dict[str, str]]:
+    """The kernels to prune, and why the others are left."""
+    kernels, skipped = find_kernels(pruned, skip=skip, depthwise=depthwise)
+    for kernel in kernels:
+        unit.check(kernel)
+        if reason := unit.why_idle(kernel):
+            skipped[kernel.name] = reason
+    kernels = tuple(kernel for kernel in kernels if kernel.name not in skipped)
+    if not kernels:
+        reasons = "; ".join(f"{name} is {reason}" for name, reason in skipped.items())
+        raise TfcompError(f"There is no kernel to prune in the model {pruned.name!r}: {reasons}.")
+    return kernels, skipped
+
+
+def _collapse(report: InitializationReport, scope: str) -> str:
+    """What has collapsed and what to do, if anything has."""
+    if report.collapsed:
+        return f"no weight is left in {', '.join(report.collapsed)}. Ask for less, or take " + (
+            'scope="local" or SynFlow.' if scope == "global" else "SynFlow."
+        )
+    if report.disconnected:
+        return "no way leads from an input to an output any more. Ask for less, or take SynFlow."
+    return ""
 
 
 def _checked_unit(unit: Unit | None, sparsity: float, scope: str) -> Unit:
