@@ -200,8 +200,9 @@ class Course(keras.Model):
             data_key: A name for the data, to be changed when they change. By default the data
                 are told apart by their content, for which a dataset is read twice; random
                 augmentation or endless data need a name. Only with a directory.
-            **kwargs: Further arguments of `keras.Model.fit`. Callbacks serve all lessons, and
-                their settings do not count among those that must be the same. With
+            **kwargs: Further arguments of `keras.Model.fit`. Callbacks serve all lessons. Of
+                those that must be the same with a directory they count by their class, but for
+                Keras' own that save, write or call functions (`LambdaCallback`). With
                 `keras.callbacks.BackupAndRestore` a run goes on within a lesson, too; this needs
                 a directory, because a backup does not tell which lesson it is of.
 
@@ -280,6 +281,7 @@ class Course(keras.Model):
             raise TfcompError(f"`directory` must be a folder. Received: {folder}, a file.")
         key = {
             "settings": digest(self._settings_text(), repr(seed), _options_digest(options)),
+            "callbacks": _callback_names(options),
             "data": data_key or data_digest((x, y)),
             "validation data": data_key or data_digest(validation_data),
         }
@@ -447,6 +449,17 @@ def _check_backups(options: dict[str, Any]) -> None:
         )
 
 
+# Callbacks that save or write, so that a run may go on without them, or with others.
+_ONLOOKERS = (
+    keras.callbacks.BackupAndRestore,
+    keras.callbacks.CSVLogger,
+    keras.callbacks.LambdaCallback,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.TensorBoard,
+    keras.callbacks.TerminateOnNaN,
+)
+
+
 class _Nothing(PerSampleLoss):
     """Asks nothing of any model."""
 
@@ -493,10 +506,16 @@ def _batches_itself(data: Any) -> bool:
 
 
 def _options_digest(options: dict[str, Any]) -> str:
-    """Callbacks count by their class, the bar of progress does not."""
-    counted = {name: value for name, value in options.items() if name != "verbose"}
-    callbacks = [type(callback).__qualname__ for callback in _callbacks(options)]
-    return data_digest({**_text_keys(counted), "callbacks": callbacks})
+    """All but the bar of progress, and callbacks."""
+    apart = ("verbose", "callbacks")
+    counted = {name: value for name, value in options.items() if name not in apart}
+    return data_digest(_text_keys(counted))
+
+
+def _callback_names(options: dict[str, Any]) -> str:
+    """The classes of the callbacks that may change what is learnt."""
+    counted = [one for one in _callbacks(options) if type(one) not in _ONLOOKERS]
+    return ", ".join(type(callback).__qualname__ for callback in counted)
 
 
 def _text_keys(value: Any) -> Any:
