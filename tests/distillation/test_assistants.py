@@ -413,6 +413,16 @@ def test_copies_of_models() -> None:
     own(x)
     np.testing.assert_array_equal(copy_model(own)(x), own(x))
     assert np.abs(np.asarray(copy_model(own, new_weights=True)(x)) - np.asarray(own(x))).max() > 0.1
+
+    @keras.saving.register_keras_serializable(package="tests")
+    class WithoutBuild(Own):
+        build = keras.Model.build
+
+    called = WithoutBuild(3)
+    called(x)
+    copied = copy_model(called)
+    assert copied.built
+    np.testing.assert_array_equal(copied(x), called(x))
     scale = keras.layers.Normalization()
     scale.adapt(x * 3 + 1)
     frozen = keras.layers.Dense(4, trainable=False)

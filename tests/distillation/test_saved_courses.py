@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import pathlib
 from typing import Any
@@ -71,6 +72,20 @@ def better_generations() -> Course:
     return compiled(BornAgain(net(8), None, monitor="loss"))
 
 
+class CountEpochs(keras.callbacks.Callback):
+    """The epochs that were given, by lesson."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[list[int]] = []
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.given.append([])
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.given[-1].append(epoch)
+
+
 class StoppedError(Exception):
     """As if the process had ended."""
 
@@ -91,9 +106,22 @@ class SaveIn(keras.callbacks.Callback):
             raise StoppedError
 
 
+def onlooker(callback: keras.callbacks.Callback) -> keras.callbacks.Callback:
+    """Of a class that a course goes on without."""
+    names = ("on_train_begin", "on_epoch_begin", "on_epoch_end")
+    return keras.callbacks.LambdaCallback(**{name: getattr(callback, name) for name in names})
+
+
 def stopped(course: Course, path: pathlib.Path, lesson: int, epoch: int, **told: Any) -> None:
+    saver = onlooker(SaveIn(course, path, lesson, epoch))
     with pytest.raises(StoppedError):
-        course.fit(X, Y, callbacks=[SaveIn(course, path, lesson, epoch)], **{**FIT, **told})
+        course.fit(X, Y, callbacks=[saver], **{**FIT, **told})
+
+
+def going_on(lessons: int, lesson: int, epoch: int) -> list[list[int]]:
+    """The epochs that are left, by lesson, after a file of this place."""
+    begun = list(range(epoch + 1, FIT["epochs"]))
+    return [begun, *[list(range(FIT["epochs"]))] * (lessons - lesson - 1)]
 
 
 def is_same(received: CourseReport, expected: CourseReport) -> None:
@@ -113,10 +141,10 @@ def is_same(received: CourseReport, expected: CourseReport) -> None:
         pytest.param(chain, 0, 0, marks=pytest.mark.long),
         (chain, 1, 1),
         pytest.param(chain, 2, 2, marks=pytest.mark.long),
-        (best_chain, 4, 0),
+        pytest.param(best_chain, 4, 0, marks=pytest.mark.long),
         pytest.param(best_chain, 5, 1, marks=pytest.mark.long),
         (generations, 2, 0),
-        (better_generations, 1, 1),
+        pytest.param(better_generations, 1, 1, marks=pytest.mark.long),
     ],
 )
 def test_saved_within_a_lesson_it_goes_on_to_the_same_weights(
@@ -131,11 +159,23 @@ def test_saved_within_a_lesson_it_goes_on_to_the_same_weights(
     keras.utils.set_random_seed(99)
     loaded = keras.saving.load_model(tmp_path / "middle.keras")
     assert type(loaded) is type(course)
-    report = loaded.fit(X, Y, seed=3, **FIT)
+    count = CountEpochs()
+    report = loaded.fit(X, Y, seed=3, callbacks=[onlooker(count)], **FIT)
     is_same(report, whole)
+    assert count.given == going_on(len(whole.lessons), lesson, epoch)
     assert [x.reused for x in report.lessons] == [i < lesson for i in range(len(whole.lessons))]
     for u, v in zip(loaded.teacher.get_weights(), before, strict=True):
         np.testing.assert_array_equal(u, v)
+
+
+def test_the_lesson_that_is_given_goes_on_without_a_seed(tmp_path: pathlib.Path) -> None:
+    # Its student was drawn before the file was written.
+    keras.utils.set_random_seed(7)
+    whole = generations().fit(X, Y, **FIT)
+    keras.utils.set_random_seed(7)
+    stopped(generations(), tmp_path / "middle.keras", 2, 1)
+    keras.utils.set_random_seed(99)
+    is_same(keras.saving.load_model(tmp_path / "middle.keras").fit(X, Y, **FIT), whole)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +204,7 @@ def test_a_finished_course_is_loaded_with_its_report(make: Any, tmp_path: pathli
         np.testing.assert_array_equal(u, v)
 
 
+@pytest.mark.long
 def test_what_a_lesson_learnt_of_its_teacher_is_kept(tmp_path: pathlib.Path) -> None:
     def maps(width: int) -> keras.Model:
         layers: list[keras.layers.Layer] = [
@@ -199,24 +240,23 @@ def test_functions_are_kept_by_their_name(tmp_path: pathlib.Path) -> None:
 
 def test_a_course_goes_on_as_it_was_begun(tmp_path: pathlib.Path) -> None:
     kept = {"directory": tmp_path / "run"}
-    course = chain()
-    stopped(course, tmp_path / "kept.keras", 1, 0, seed=3, **kept)
+    stopped(chain(), tmp_path / "kept.keras", 1, 0, seed=3, **kept)
     stopped(chain(), tmp_path / "alone.keras", 1, 0, seed=3)
-
-    # Callbacks count by their class.
-    same = {**kept, "callbacks": [SaveIn(course, tmp_path, -1, 0)]}
 
     def go_on(name: str, **told: Any) -> CourseReport:
         loaded = keras.saving.load_model(tmp_path / name)
         report: CourseReport = loaded.fit(X, Y, **{"seed": 3, **FIT, **told})
         return report
 
+    counted = {"callbacks": [CountEpochs()]}
     cases: list[tuple[str, dict[str, Any], str]] = [
-        ("kept.keras", {}, "begun with a `directory`"),
-        ("alone.keras", kept, "begun without a `directory`"),
-        ("kept.keras", {**same, "epochs": 4}, "begun with other settings:"),
-        ("kept.keras", {**same, "validation_data": (X[:8], Y[:8])}, "with other validation data:"),
-        ("kept.keras", kept, "begun with other callbacks:"),
+        ("kept.keras", {}, r"other directory \(one before, none now\): expected"),
+        ("alone.keras", kept, r"other directory \(none before, one now\): expected"),
+        ("kept.keras", {**kept, "epochs": 4}, "begun with other settings:"),
+        ("alone.keras", {"epochs": 4}, "begun with other settings:"),
+        ("alone.keras", {"seed": 4}, "begun with other settings:"),
+        ("alone.keras", counted, r"other callbacks \(none before, CountEpochs now\):"),
+        ("kept.keras", {**kept, "validation_data": (X[:8], Y[:8])}, "with other validation data:"),
         ("alone.keras", {"initial_epoch": 1}, "no initial_epoch"),
     ]
     for name, told, match in cases:
@@ -225,16 +265,92 @@ def test_a_course_goes_on_as_it_was_begun(tmp_path: pathlib.Path) -> None:
         assert "\n" not in str(error.value)
     # A call that was refused changes nothing.
     loaded = keras.saving.load_model(tmp_path / "kept.keras")
-    with pytest.raises(TfcompError, match="begun with a `directory`"):
+    with pytest.raises(TfcompError, match="other directory"):
         loaded.fit(X, Y, seed=3, **FIT)
-    report = loaded.fit(X, Y, seed=3, **FIT, **same)
-    assert [lesson.reused for lesson in report.lessons] == [True, False, False]
-    assert [len(lesson.history["loss"]) for lesson in report.lessons] == [3, 3, 3]
+    count = CountEpochs()
+    report = loaded.fit(X, Y, seed=3, callbacks=[onlooker(count)], **FIT, **kept)
+    assert count.given == going_on(3, 1, 0)
     is_same(report, chain().fit(X, Y, seed=3, **FIT))
-    # Callbacks that look on do not count.
-    looking = [*same["callbacks"], keras.callbacks.LambdaCallback()]
-    again = chain().fit(X, Y, seed=3, **FIT, **{**same, "callbacks": looking})
+    again = chain().fit(X, Y, seed=3, **FIT, **kept)
     assert [lesson.reused for lesson in again.lessons] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"optimizer": "adam", "loss": "sparse_categorical_crossentropy"},
+        {
+            "optimizer": keras.optimizers.SGD(
+                keras.optimizers.schedules.ExponentialDecay(0.1, 3, 0.9), momentum=0.9
+            ),
+            "loss": keras.losses.sparse_categorical_crossentropy,
+            "metrics": [keras.metrics.SparseTopKCategoricalAccuracy(2, name="best")],
+            "weighted_metrics": ["accuracy"],
+        },
+    ],
+)
+def test_what_it_was_compiled_with_is_known_again(
+    told: dict[str, Any], tmp_path: pathlib.Path
+) -> None:
+    def made() -> Course:
+        keras.utils.set_random_seed(1)
+        course = AssistantChain(net(8), [net(6)], net(4))
+        course.compile(**told, run_eagerly=True)
+        return course
+
+    fit = {**FIT, "class_weight": {0: 1.0, 1: 2.0, 2: 1.0}, "validation_data": None}
+    whole = made().fit(X, Y, seed=3, **fit)
+    stopped(made(), tmp_path / "middle.keras", 1, 1, seed=3, **fit)
+    is_same(keras.saving.load_model(tmp_path / "middle.keras").fit(X, Y, seed=3, **fit), whole)
+
+
+def test_a_description_without_weights_has_not_begun(tmp_path: pathlib.Path) -> None:
+    course = generations()
+    course.fit(X, Y, **FIT)
+    config = course.get_config()
+    for made in (
+        BornAgain.from_config(config),
+        BornAgain.from_config(config),
+        keras.models.clone_model(course),
+        keras.models.model_from_json(course.to_json()),
+    ):
+        for call in (lambda made=made: made.report, lambda made=made: made.generations):
+            with pytest.raises(TfcompError, match="expected a call of fit"):
+                call()
+    compiled(made)
+    assert [lesson.reused for lesson in made.fit(X, Y, **FIT).lessons] == [False] * 3
+    copied = copy.deepcopy(course)
+    np.testing.assert_array_equal(copied(X), course(X))
+    assert copied.teacher is not course.teacher
+
+
+@pytest.mark.parametrize("when", ["on_train_batch_end", "on_epoch_begin", "on_test_end"])
+def test_within_an_epoch_it_is_not_saved(when: str, tmp_path: pathlib.Path) -> None:
+    course = generations()
+    saver = keras.callbacks.LambdaCallback()
+    setattr(saver, when, lambda *_, **__: course.save(tmp_path / "middle.keras"))
+    with pytest.raises(TfcompError, match="expected a call in on_epoch_end") as error:
+        course.fit(X, Y, callbacks=[saver], **FIT)
+    assert "\n" not in str(error.value)
+
+
+def test_interrupted_within_an_epoch_it_keeps_the_finished_lessons(tmp_path: pathlib.Path) -> None:
+    whole = generations().fit(X, Y, seed=3, **FIT)
+    course, batches = generations(), []
+
+    def stop(batch: int, logs: Any) -> None:
+        batches.append(batch)
+        if len(batches) == 4 * 3 + 6:  # in the second epoch of the second lesson
+            raise KeyboardInterrupt
+
+    interrupt = keras.callbacks.LambdaCallback(on_train_batch_end=stop)
+    with pytest.raises(KeyboardInterrupt):
+        course.fit(X, Y, seed=3, callbacks=[interrupt], **FIT)
+    course.save(tmp_path / "interrupted.keras")
+    count = CountEpochs()
+    loaded = keras.saving.load_model(tmp_path / "interrupted.keras")
+    is_same(loaded.fit(X, Y, seed=3, callbacks=[onlooker(count)], **FIT), whole)
+    assert count.given == [[0, 1, 2], [0, 1, 2]]
 
 
 def test_compiled_anew_it_forgets_the_optimizer_alone(tmp_path: pathlib.Path) -> None:
@@ -248,8 +364,20 @@ def test_compiled_anew_it_forgets_the_optimizer_alone(tmp_path: pathlib.Path) ->
     assert [len(lesson.history["loss"]) for lesson in report.lessons] == [3, 3, 3]
 
 
-def test_what_a_course_does_not_do_is_told() -> None:
+def test_what_a_course_does_not_do_is_told(tmp_path: pathlib.Path) -> None:
     course = chain()
+    course.summary(print_fn=lambda *_, **__: None)
+    checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", save_best_only=True)
+    for call, match in (
+        (lambda: course.save_weights(tmp_path / "a.weights.h5"), r"expected save\(\)"),
+        (lambda: course.load_weights(tmp_path / "a.weights.h5"), "load_model"),
+        (lambda: course.quantize("int8"), "Quantise its `student`"),
+        (lambda: course.fit(X, Y, callbacks=[checkpoint], **FIT), "ModelCheckpoint"),
+        (lambda: course.fit(X, Y, **FIT, seed="a"), "`seed` must be a whole number"),
+    ):
+        with pytest.raises(TfcompError, match=match) as error:
+            call()
+        assert "\n" not in str(error.value)
     for call in (
         lambda: course(X),
         lambda: course.evaluate(X, Y, verbose=0),

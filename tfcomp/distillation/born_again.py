@@ -35,9 +35,11 @@ class BornAgain(Course):
     Of the teacher count weights, configuration, and the code of own classes and of functions that
     these name; of what lies elsewhere, in an imported package for one, a change is not noticed.
 
-    `save` as `.keras`, in a callback at the end of an epoch, keeps the finished generations and
+    `save` as `.keras`, in a callback when an epoch has ended, keeps the finished generations and
     the one that learns; `fit` of what `keras.saving.load_model` returns goes on from there to the
-    same weights. Data are not compared then. A course that has ended begins anew with `fit`.
+    same weights, told what it was told before. As with any Keras model the file does not hold the
+    order of shuffled data, nor what callbacks have counted; what is drawn after it needs a `seed`
+    to be drawn again, and data are compared with a `directory` only. Otherwise, `fit` begins anew.
 
     Args:
         teacher: A built model, trained; functional, Sequential, or subclassed with a
@@ -104,7 +106,7 @@ class BornAgain(Course):
     @property
     def generations(self) -> list[keras.Model]:
         """All models that the last `fit` trained, in order: plain models."""
-        if not self._taught:
+        if not self._taught or self._setup.progress.lacks_weights:
             raise TfcompError("There are no generations yet: expected a call of fit before.")
         return self._taught
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -12,16 +13,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfcomp.distillation.copies import copy_stateful
 from tfcomp.distillation.course_report import CourseReport
-from tfcomp.distillation.digests import data_digest, digest, model_digest, unnamed
+from tfcomp.distillation.digests import data_digest, digest, model_digest, unnamed, unshared
 from tfcomp.distillation.distiller import Distiller
 from tfcomp.distillation.inputs import DistillationInputs, is_absent, unpack
 from tfcomp.distillation.lesson import Lesson, LessonFiles, Source
 from tfcomp.distillation.losses import PerSampleLoss
-from tfcomp.distillation.progress import Pair, Progress, RunningLesson
+from tfcomp.distillation.progress import Pair, Progress, RunningLesson, check_key
 from tfcomp.errors import TfcompError
 
 
@@ -84,13 +86,15 @@ class Course(keras.Model):
         # Precision is each model's affair.
         super().__init__(name=name, **{"autocast": False, "dtype": "float32", **kwargs})
         self.teacher = teacher
+        self.optimizer = None
         self._setup = _Setup(distillation_losses, distillation_loss_weights, student_loss_weight)
         self.built = True
 
     @property
     def report(self) -> CourseReport:
         """What the last `fit` returned."""
-        report = self._setup.progress.report
+        progress = self._setup.progress
+        report = None if progress.lacks_weights else progress.report
         if report is None:
             raise TfcompError("There is no result yet: expected a call of fit before.")
         return report
@@ -202,9 +206,10 @@ class Course(keras.Model):
                 augmentation or endless data need a name. Only with a directory.
             **kwargs: Further arguments of `keras.Model.fit`. Callbacks serve all lessons. Of
                 those that must be the same with a directory they count by their class, but for
-                Keras' own that save, write or call functions (`LambdaCallback`). With
-                `keras.callbacks.BackupAndRestore` a run goes on within a lesson, too; this needs
-                a directory, because a backup does not tell which lesson it is of.
+                Keras' own that save, write or call functions (`LambdaCallback`).
+                `ModelCheckpoint`, which would write one lesson's model over another's, is refused.
+                With `keras.callbacks.BackupAndRestore` a run goes on within a lesson, too; this
+                needs a directory, because a backup does not tell which lesson it is of.
 
         Returns:
             The lessons, the path, and the metrics of every model on it; for `BornAgain` those of
@@ -212,16 +217,48 @@ class Course(keras.Model):
             one output.
 
         Raises:
-            TfcompError: If the directory, or the file that this was loaded from, holds lessons
-                that were given with anything else, if the data hold one teacher's answers or
-                backups are to be made without a directory, or if the metric to choose by is not
-                there.
+            TfcompError: If the directory holds lessons that were given with anything else, if
+                the file that this was loaded from was told anything else but data, if the data
+                hold one teacher's answers or backups are to be made without a directory, or if
+                the metric to choose by is not there.
         """
         training = self._training(x, y, validation_data, directory, seed, data_key, kwargs)
-        if not self._setup.progress.is_read:
-            self._setup.progress = Progress()
+        told = functools.partial(self._told, seed, directory is not None, dict(kwargs))
+        if self._setup.progress.is_read:
+            self._setup.progress.check(told())
+        else:
+            self._setup.progress = Progress(told)
         with self.distribute_strategy.scope():
             return self._give(training)
+
+    def save_own_variables(self, store: Any) -> None:
+        """A mark, by which a file is told from a description without weights."""
+        store["lessons"] = np.array(len(self._setup.progress.lessons))
+
+    def load_own_variables(self, store: Any) -> None:
+        """The weights of all lessons follow."""
+        self._setup.progress.weights_are_read()
+
+    def save_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Not for courses, of which weights are but a part."""
+        raise TfcompError(
+            "Weights alone do not tell how far a course is: expected save(), received "
+            "save_weights(). Save the course as .keras, or the weights of `student`."
+        )
+
+    def load_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Not for courses, of which weights are but a part."""
+        raise TfcompError(
+            "Weights alone do not tell how far a course is: expected keras.saving.load_model, "
+            "received load_weights(). Load the course's file."
+        )
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Not for courses, whose teacher stays as it is."""
+        raise TfcompError(
+            "A course is not quantised itself: expected a model, received the course. Quantise "
+            "its `student`, see tfcomp.quantization."
+        )
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, and how far the course is."""
@@ -240,8 +277,11 @@ class Course(keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Course:
-        """What `get_config` described, with models of its own."""
-        config = dict(config)
+        """What `get_config` described, with models of its own.
+
+        How far it is counts when the weights are read from a file as well; else it has not begun.
+        """
+        config = copy.deepcopy(config)
         progress = config.pop("progress")
         for part in cls._models_in_config:
             config[part] = keras.saving.deserialize_keras_object(
@@ -268,6 +308,9 @@ class Course(keras.Model):
         """What `fit` was called with; data are read for their digest only if lessons are kept."""
         self._settings()
         _check_answers(x)
+        _check_checkpoints(options)
+        if seed is not None and not isinstance(seed, int):
+            raise TfcompError(f"`seed` must be a whole number. Received: {seed!r}.")
         if "initial_epoch" in options:
             raise TfcompError(
                 "Every lesson has epochs of its own: expected no initial_epoch, received "
@@ -280,20 +323,27 @@ class Course(keras.Model):
         if folder.exists() and not folder.is_dir():
             raise TfcompError(f"`directory` must be a folder. Received: {folder}, a file.")
         key = {
-            "settings": digest(self._settings_text(), repr(seed), _options_digest(options)),
-            "callbacks": _callback_names(options),
+            **self._told(seed, True, options),
             "data": data_key or data_digest((x, y)),
             "validation data": data_key or data_digest(validation_data),
         }
         return Training(x, y, validation_data, folder, seed, options, key)
+
+    def _told(self, seed: int | None, kept: bool, options: dict[str, Any]) -> dict[str, str]:
+        """What must be the same when a course goes on, data apart."""
+        return {
+            "settings": digest(self._settings_text(), repr(seed), _options_digest(options)),
+            "callbacks": _callback_names(options),
+            "directory": "one" if kept else "",
+        }
 
     def _settings_text(self) -> str:
         """Losses, weights and what `compile` was called with."""
         serialize = keras.saving.serialize_keras_object
         setup = self._setup
         weights = (setup.weights, setup.student_weight)
-        settings = unnamed(serialize(self._settings()))
-        return json.dumps([serialize(setup.losses), weights, settings], sort_keys=True, default=str)
+        losses, settings = unshared(serialize(setup.losses)), unnamed(serialize(self._settings()))
+        return json.dumps([losses, weights, settings], sort_keys=True, default=str)
 
     def _teach(
         self, training: Training, number: int, teacher: Lesson | None, source: Source
@@ -310,7 +360,7 @@ class Course(keras.Model):
         progress = self._setup.progress
         lesson = progress.lessons.get(pair)
         if lesson is not None:
-            _check_key(lesson.key, key)
+            check_key(lesson.key, key)
         elif files is not None:
             lesson = files.read(source.name, by, key, source.make)
         if lesson is None:
@@ -345,16 +395,22 @@ class Course(keras.Model):
             _prepare(distiller, training)
             running = RunningLesson(distiller, key)
             setup.progress.begin(pair, running)
-        _check_key(running.key, key)
+        check_key(running.key, key)
         setup.progress.is_read = False
         callbacks = [running, *_callbacks(training.options)]
-        running.distiller.fit(
-            training.x,
-            training.y,
-            validation_data=training.validation_data,
-            initial_epoch=running.epochs,
-            **{**training.options, "callbacks": callbacks},
-        )
+        try:
+            running.distiller.fit(
+                training.x,
+                training.y,
+                validation_data=training.validation_data,
+                initial_epoch=running.epochs,
+                **{**training.options, "callbacks": callbacks},
+            )
+        except BaseException:
+            if running.within_epoch:
+                # What an interrupted epoch leaves is not to be gone on from.
+                setup.progress.running = None
+            raise
         evaluation = _evaluated(running.distiller, training)
         student = running.distiller.student
         return Lesson(*pair, student, evaluation, running.history(), False, key)
@@ -395,22 +451,6 @@ class _Setup:
     progress: Progress = dataclasses.field(default_factory=Progress)
 
 
-def _check_key(kept: dict[str, str], key: dict[str, str]) -> None:
-    """Raises if a lesson that was loaded with the course was given with anything else."""
-    if bool(kept) != bool(key):
-        had, has = ("with", "without") if kept else ("without", "with")
-        raise TfcompError(
-            f"The course was begun {had} a `directory`: expected it to go on so, received a fit "
-            f"{has} one. Call fit as it was called before the course was saved."
-        )
-    other = sorted(part for part in key if kept.get(part) != key[part])
-    if other:
-        raise TfcompError(
-            f"The course was begun with other {', '.join(other)}: expected the same, received "
-            "others. Call fit as it was called before the course was saved."
-        )
-
-
 def _prepare(distiller: Distiller, training: Training) -> None:
     """Has losses learn what they need of a lesson's teacher."""
     names = ("batch_size", "steps_per_epoch", "shuffle", "verbose")
@@ -440,6 +480,16 @@ def _callbacks(options: dict[str, Any]) -> list[keras.callbacks.Callback]:
     return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
+def _check_checkpoints(options: dict[str, Any]) -> None:
+    """Raises if one lesson's model would be written over another's."""
+    if any(isinstance(one, keras.callbacks.ModelCheckpoint) for one in _callbacks(options)):
+        raise TfcompError(
+            "ModelCheckpoint does not tell lessons apart: expected another way to keep models, "
+            "received it. Pass directory=... to fit, which keeps the model of each lesson, or save "
+            "the course in a callback of your own."
+        )
+
+
 def _check_backups(options: dict[str, Any]) -> None:
     """Raises if one lesson might be restored from the backup of another."""
     if any(isinstance(one, keras.callbacks.BackupAndRestore) for one in _callbacks(options)):
@@ -454,7 +504,6 @@ _ONLOOKERS = (
     keras.callbacks.BackupAndRestore,
     keras.callbacks.CSVLogger,
     keras.callbacks.LambdaCallback,
-    keras.callbacks.ModelCheckpoint,
     keras.callbacks.TensorBoard,
     keras.callbacks.TerminateOnNaN,
 )

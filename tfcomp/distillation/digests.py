@@ -52,10 +52,22 @@ def model_digest(model: keras.Model) -> str:
 
 def unnamed(config: Any) -> Any:
     """A serialised configuration without the names of its objects, which Keras numbers."""
+    return _without(("name", _SHARED), config)
+
+
+def unshared(config: Any) -> Any:
+    """A serialised configuration without the marks that Keras sets when it saves a whole model."""
+    return _without((_SHARED,), config)
+
+
+_SHARED = "shared_object_id"
+
+
+def _without(keys: tuple[str, ...], config: Any) -> Any:
     if isinstance(config, dict):
-        return {key: unnamed(value) for key, value in config.items() if key != "name"}
+        return {k: _without(keys, value) for k, value in config.items() if k not in keys}
     if isinstance(config, (list, tuple)):
-        return [unnamed(item) for item in config]
+        return [_without(keys, item) for item in config]
     return config
 
 

@@ -97,14 +97,18 @@ class LessonFiles:
             return None
         try:
             kept = json.loads(self.description_path.read_text())
-            other = [part for part in key if kept["key"].get(part) != key[part]]
+            other = differences(kept["key"], key)
         except (ValueError, KeyError, AttributeError) as error:
             raise self._damaged() from error
         if other:
             raise TfcompError(
-                f"{self.directory} holds {self.name!r} from a course that differs in "
-                f"{', '.join(sorted(other))}: expected the same, received others. Choose another "
-                "directory, or seed what draws the weights of the models before fit."
+                f"{self.directory} holds {self.name!r} from a course that differs in {other}: "
+                "expected the same, received others. Choose another directory"
+                + (
+                    ", or seed what draws the weights of the models before fit."
+                    if "teacher" in other or "student" in other
+                    else ", or call fit as before."
+                )
             )
         model = make()
         try:
@@ -120,6 +124,30 @@ class LessonFiles:
             f"{self.model_path} must be the model that {self.description_path.name} describes, "
             "received another or none. Delete both to give the lesson again."
         )
+
+
+# Parts of a key that can be read.
+_LEGIBLE = ("callbacks", "directory")
+
+
+def differences(kept: dict[str, str], key: dict[str, str]) -> str:
+    """In what two keys differ, as a part of a sentence; empty where they do not.
+
+    Args:
+        kept: The key of a lesson that was given.
+        key: Of the same lesson as it is asked for now.
+
+    Example:
+        >>> differences({"data": "a", "callbacks": "Saver"}, {"data": "b", "callbacks": ""})
+        'callbacks (Saver before, none now), data'
+    """
+    other = sorted(part for part in key if kept.get(part) != key[part])
+    return ", ".join(
+        f"{part} ({kept.get(part) or 'none'} before, {key[part] or 'none'} now)"
+        if part in _LEGIBLE
+        else part
+        for part in other
+    )
 
 
 class Source:
@@ -200,6 +228,8 @@ def copy_model(model: keras.Model, new_weights: bool = False) -> keras.Model:
     try:
         copied = type(model).from_config(model.get_config())
         copied.build_from_config(model.get_build_config())
+        # As Keras does when it loads: without a `build` of its own a model does not say so.
+        copied.built = copied.built or len(copied.weights) == len(model.weights)
     except (NotImplementedError, TypeError, ValueError) as error:
         raise TfcompError(
             f"{model.name!r} is subclassed and cannot be copied: expected get_config() and "

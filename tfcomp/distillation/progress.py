@@ -9,7 +9,8 @@ import keras
 
 from tfcomp.distillation.course_report import CourseReport
 from tfcomp.distillation.distiller import Distiller
-from tfcomp.distillation.lesson import Lesson
+from tfcomp.distillation.lesson import Lesson, differences
+from tfcomp.errors import TfcompError
 
 # The names of a lesson's student and of its teacher.
 Pair = tuple[str, str]
@@ -36,11 +37,17 @@ class RunningLesson(keras.callbacks.Callback):
         self.distiller = distiller
         self.key = key
         self.epochs = epochs
+        self.within_epoch = False
         self._logs = list(logs)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """From here on the student is between two states that count."""
+        self.within_epoch = True
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Counts the epoch before another callback saves the course."""
         self.epochs = epoch + 1
+        self.within_epoch = False
         # The dictionary itself: callbacks that come later may add to it.
         self._logs.append({} if logs is None else logs)
 
@@ -64,14 +71,27 @@ class Progress:
         lessons: Those that are finished, by the names of student and teacher.
         running: The lesson between two of its epochs, by the same; None between lessons.
         report: What `fit` returned; None before the end.
+        told: By parts, what `fit` is told beside data, found when it is asked for.
         is_read: Whether the lessons come from a file, and none was given since.
+        lacks_weights: Whether this is a description alone, whose weights were not read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[], dict[str, str]] = dict) -> None:
         self.lessons: dict[Pair, Lesson] = {}
         self.running: tuple[Pair, RunningLesson] | None = None
         self.report: CourseReport | None = None
+        self.told = told
         self.is_read = False
+        self.lacks_weights = False
+
+    def check(self, told: dict[str, str]) -> None:
+        """Raises `TfcompError` unless `fit` is told what it was told before the course was saved.
+
+        Args:
+            told: What it is told now, as `told` returns it.
+        """
+        check_key(self.told(), told)
+        self.told = lambda: told
 
     def begin(self, pair: Pair, running: RunningLesson) -> None:
         """A lesson is being given."""
@@ -79,8 +99,15 @@ class Progress:
 
     def finish(self, lesson: Lesson) -> None:
         """A lesson was given."""
-        self.lessons[lesson.student, lesson.teacher] = lesson
-        self.running = None
+        pair = (lesson.student, lesson.teacher)
+        self.lessons[pair] = lesson
+        if self.resumed(pair) is not None:
+            self.running = None
+
+    def weights_are_read(self) -> None:
+        """The weights of all models have come from a file."""
+        self.lacks_weights = False
+        self.is_read = self.report is None
 
     def resumed(self, pair: Pair) -> RunningLesson | None:
         """The lesson to go on within, if it is this one."""
@@ -89,11 +116,20 @@ class Progress:
         return self.running[1]
 
     def get_config(self) -> dict[str, Any]:
-        """All but weights."""
+        """All but weights.
+
+        Raises:
+            TfcompError: If a lesson is within an epoch.
+        """
         serialize = keras.saving.serialize_keras_object
         running = None
         if self.running is not None:
             pair, lesson = self.running
+            if lesson.within_epoch:
+                raise TfcompError(
+                    "A course is saved when an epoch has ended: expected a call in on_epoch_end, "
+                    f"received one within epoch {lesson.epochs + 1} of {pair[0]!r}. Save there."
+                )
             taught = {id(one.model): key for key, one in self.lessons.items()}
             running = {
                 "pair": pair,
@@ -113,7 +149,12 @@ class Progress:
         report = None
         if self.report is not None:
             report = {"path": self.report.path, "evaluations": self.report.evaluations}
-        return {"lessons": finished, "running": running, "report": report}
+        return {
+            "lessons": finished,
+            "running": running,
+            "report": report,
+            "told": self.told(),
+        }
 
     @classmethod
     def from_config(
@@ -130,7 +171,8 @@ class Progress:
         def load(part: Any) -> Any:
             return keras.saving.deserialize_keras_object(part, custom_objects=custom_objects)
 
-        progress = cls()
+        progress = cls(lambda: config["told"])
+        progress.lacks_weights = True
         for kept in config["lessons"]:
             fields = {field: kept[field] for field in _FIELDS}
             progress.finish(Lesson(**fields, model=load(kept["model"]), reused=True))
@@ -139,7 +181,6 @@ class Progress:
         if config["report"] is not None:
             path, evaluations = tuple(config["report"]["path"]), config["report"]["evaluations"]
             progress.report = CourseReport(tuple(progress.lessons.values()), path, evaluations)
-        progress.is_read = progress.report is None
         return progress
 
 
@@ -160,3 +201,18 @@ def _running(
     distiller = Distiller(**{**config["distiller"], **parts, "teacher": teacher})
     lesson = RunningLesson(distiller, config["key"], config["epochs"], config["logs"])
     return (student, by), lesson
+
+
+def check_key(kept: dict[str, str], key: dict[str, str]) -> None:
+    """Raises `TfcompError` if a loaded course was given with anything else.
+
+    Args:
+        kept: By parts, what it was given with.
+        key: The same now.
+    """
+    other = differences(kept, key)
+    if other:
+        raise TfcompError(
+            f"The course was begun with other {other}: expected the same. "
+            "Call fit as it was called before the course was saved."
+        )
