@@ -42,7 +42,22 @@ def found(run: lenets.Run) -> list[dict[str, Any]]:
     """What the finished seeds of a run have found."""
     paths = sorted((results.FOLDER / lenets.NAME).glob(f"{run.name}-[0-9]*.json"))
     saved = [results.load(f"{lenets.NAME}/{path.stem}") for path in paths]
-    return [one["results"] for one in saved if one is not None]
+    kept = [one for one in saved if one is not None]
+    return [{**one["results"], "cpu": one["hardware"]["cpu"]} for one in kept]
+
+
+def recipes_of(recipes: dict[str, lenets.Recipe]) -> str:
+    """How long and how fast each network is trained."""
+    return "; ".join(
+        f"{NETWORKS[name]} {recipe.epochs} epochs at a rate of {recipe.rate:g} with a weight "
+        f"decay of {recipe.weight_decay:g}"
+        for name, recipe in recipes.items()
+    )
+
+
+def steps_of(recipe: lenets.Recipe) -> str:
+    """Steps over the 60,000 training images."""
+    return f"{recipe.epochs * 60_000 // lenets.BATCH:,}"
 
 
 def of_lenets(rows: dict[lenets.Run, list[dict[str, Any]]]) -> str:
@@ -59,22 +74,19 @@ def of_lenets(rows: dict[lenets.Run, list[dict[str, Any]]]) -> str:
         paper = "–" if run.paper is None else f"{run.paper:g}"
         cells = [NETWORKS[run.network], TITLES[run.method], f"{100 * run.sparsity:.1f} %", paper]
         lines.append(f"| {' | '.join([*cells, f'{statistics.mean(errors):.2f}', each])} |")
-    recipes = "; ".join(
-        f"{NETWORKS[name]} {recipe.epochs} epochs at a rate of {recipe.rate:g} with a weight "
-        f"decay of {recipe.weight_decay:g}"
-        for name, recipe in lenets.RECIPES.items()
-    )
     one = lenets.RECIPES["lenet_5"]
-    path = next((results.FOLDER / lenets.NAME).glob("*.json"))
-    saved = results.load(f"{lenets.NAME}/{path.stem}")
-    cpu = "" if saved is None else f" {saved['hardware']['cpu']}."
+    cpus = sorted({seed["cpu"] for seeds in rows.values() for seed in seeds})
     lines += [
         "",
-        f"{recipes}; batches of {lenets.BATCH}, SGD with momentum, the same "
-        "for all methods. Pruned and retrained: the trained network, "
-        f"{one.rounds} rounds {one.round_epochs} epochs apart to {100 * lenets.HAN:.1f} %, and as "
-        "many epochs again. At initialisation: one batch of the training set, all kernels "
-        f"together, biases left; SynFlow in 100 rounds. 10,000 test images. One core,{cpu}",
+        f"Dense, and pruned and retrained: {recipes_of(lenets.RECIPES)}; retrained in {one.rounds} "
+        f"rounds {one.round_epochs} epochs apart to {100 * lenets.HAN:.1f} %, and as many epochs "
+        f"again. At initialisation: {recipes_of(lenets.SPARSE_RECIPES)}, images standardised, the "
+        "same for all criteria; rate and decay are the best of a few for SNIP on held-out training "
+        "images (sparse networks bear higher rates, and gain by them). One batch of the training "
+        "set, all kernels together, biases left; SynFlow in 100 rounds. All by SGD with momentum "
+        f"in batches of {lenets.BATCH}; SNIP's authors train for 250,000 steps, this is "
+        f"{' and '.join(steps_of(recipe) for recipe in lenets.SPARSE_RECIPES.values())}. 10,000 "
+        f"test images. One core, {' or '.join(cpus)}.",
     ]
     short = [
         f"{NETWORKS[run.network]} by {TITLES[run.method]} at {100 * run.sparsity:.0f} % "

@@ -30,10 +30,10 @@ OPTIONS = {
     "InceptionResNetV2": {"input_shape": (75, 75, 3)},
     "Xception": {"input_shape": (71, 71, 3)},
 }
-QUICK = ["MobileNet", "MobileNetV2", "MobileNetV3Small"]
+QUICK = ["MobileNet", "MobileNetV3Small"]
 LONG = [
     "ConvNeXtTiny", "DenseNet121", "EfficientNetB0", "EfficientNetV2B0", "InceptionResNetV2",
-    "InceptionV3", "NASNetMobile", "ResNet50", "ResNet50V2", "VGG16", "Xception",
+    "InceptionV3", "MobileNetV2", "NASNetMobile", "ResNet50", "ResNet50V2", "VGG16", "Xception",
 ]  # fmt: skip
 OUTPUT = "is an output of the model"
 LAYER_NORM = "normalises over channels: without one of them the others would change"

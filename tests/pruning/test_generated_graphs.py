@@ -131,7 +131,7 @@ def compare_many(count, **options):
 
 
 def test_models_of_all_families():
-    compare_many(120, derandomize=True)
+    compare_many(200, derandomize=True)
 
 
 @pytest.mark.long
