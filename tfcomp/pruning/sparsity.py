@@ -153,7 +153,9 @@ def student_of(model: keras.Model) -> keras.Model:
 
 def networks_of(model: keras.Model) -> list[keras.Model]:
     """What is pruned: the model, the student of one that distils, peers that learn together."""
-    peers = [peer for peer in getattr(model, "peers", ()) if isinstance(peer, keras.Model)]
+    peers = getattr(model, "peers", ())
+    peers = peers if isinstance(peers, (list, tuple)) else ()  # a user's model may have its own
+    peers = [peer for peer in peers if isinstance(peer, keras.Model)]
     return [one for one in (student_of(model), *peers) if one is not model] or [model]
 
 
