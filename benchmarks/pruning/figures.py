@@ -63,8 +63,8 @@ def steps_of(recipe: lenets.Recipe) -> str:
 def of_lenets(rows: dict[lenets.Run, list[dict[str, Any]]]) -> str:
     """Test errors beside the papers'."""
     lines = [
-        "| network | method | sparsity | paper, % | error, % | each seed |",
-        "|---|---|--:|--:|--:|---|",
+        "| network | method | sparsity | rate | paper, % | error, % | each seed |",
+        "|---|---|--:|--:|--:|--:|---|",
     ]
     for run, seeds in rows.items():
         errors = [seed["error"] for seed in seeds]
@@ -72,24 +72,26 @@ def of_lenets(rows: dict[lenets.Run, list[dict[str, Any]]]) -> str:
         lost = sum(bool(seed.get("collapsed")) for seed in seeds)
         each += f" (collapsed in {lost})" if lost else ""
         paper = "–" if run.paper is None else f"{run.paper:g}"
-        cells = [NETWORKS[run.network], TITLES[run.method], f"{100 * run.sparsity:.1f} %", paper]
+        share, rate = f"{100 * run.sparsity:.1f} %", f"{run.recipe.rate:g}"
+        cells = [NETWORKS[run.network], TITLES[run.method], share, rate, paper]
         lines.append(f"| {' | '.join([*cells, f'{statistics.mean(errors):.2f}', each])} |")
     one = lenets.RECIPES["lenet_5"]
     cpus = sorted({seed["cpu"] for seeds in rows.values() for seed in seeds})
     lines += [
         "",
-        f"Dense, and pruned and retrained: {recipes_of(lenets.RECIPES)}; retrained in {one.rounds} "
-        f"rounds {one.round_epochs} epochs apart to {100 * lenets.HAN:.1f} %, and as many epochs "
-        f"again. At initialisation: {recipes_of(lenets.SPARSE_RECIPES)}, images standardised, the "
-        "same for all criteria; rate and decay are the best of a few for SNIP on held-out training "
-        "images (sparse networks bear higher rates, and gain by them). One batch of the training "
-        "set, all kernels together, biases left; SynFlow in 100 rounds. All by SGD with momentum "
-        f"in batches of {lenets.BATCH}; SNIP's authors train for 250,000 steps, this is "
-        f"{' and '.join(steps_of(recipe) for recipe in lenets.SPARSE_RECIPES.values())}. 10,000 "
-        f"test images. One core, {' or '.join(cpus)}.",
+        f"{recipes_of(lenets.RECIPES)}. Pruned and retrained: the trained network, "
+        f"{one.rounds} rounds {one.round_epochs} epochs apart to {100 * lenets.HAN:.1f} %, and as "
+        "many epochs again. At initialisation: by the same recipe, and by one for sparse networks: "
+        f"{recipes_of(lenets.SPARSE_RECIPES)}, images standardised. Rates and decays are the best "
+        "of a few for SNIP on held-out training images; other criteria might want others. One "
+        "batch of the training set, all kernels together, biases left; SynFlow in 100 rounds. All "
+        f"by SGD with momentum in batches of {lenets.BATCH}; SNIP's authors train for 250,000 "
+        f"steps, this is {' and '.join(steps_of(recipe) for recipe in lenets.RECIPES.values())}. "
+        f"10,000 test images. One core, {' or '.join(cpus)}.",
     ]
     short = [
-        f"{NETWORKS[run.network]} by {TITLES[run.method]} at {100 * run.sparsity:.0f} % "
+        f"{NETWORKS[run.network]} by {TITLES[run.method]} at {100 * run.sparsity:.0f} %"
+        f"{f' and a rate of {run.recipe.rate:g}' if run.fast else ''} "
         f"({statistics.mean(seed['error'] for seed in seeds):.2f}, paper {run.paper:g})"
         for run, seeds in rows.items()
         if run.paper
@@ -113,7 +115,8 @@ def draw(rows: dict[lenets.Run, list[dict[str, Any]]]) -> None:
             if run.paper is not None:
                 axes.plot(run.paper, place, "|", color="0.1", ms=14, mew=2, label="paper")
             share = f" {100 * run.sparsity:.0f} %" if run.sparsity else ""
-            names.append(f"{NETWORKS[run.network]}, {TITLES[run.method]}{share}")
+            rate = f", rate {run.recipe.rate:g}" if run.fast else ""
+            names.append(f"{NETWORKS[run.network]}, {TITLES[run.method]}{share}{rate}")
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.set(xlabel="test error, % (logarithmic)", xscale="log")
