@@ -128,21 +128,30 @@ class Session:
         self.prune(self.step, at_once=True, criterion=Magnitude() if resumed else None)
 
     def _first_step(self, epoch: int, earlier: Session | None) -> int:
-        step = self._step_at(epoch) if epoch > 0 else 0
-        wanted = self._wanted(step)
-        if any(wanted.values()) and step > 0 and self._zeros_reach(wanted):
-            return step
+        steps = self._steps_before(epoch) if epoch > 0 else range(0, -1, -1)
+        for step in steps:
+            wanted = self._wanted(step)
+            if any(wanted.values()) and step > 0 and self._zeros_reach(wanted):
+                return step
         same = earlier is not None and earlier.settings.agree(self.settings)
         if earlier is not None and same:
             return earlier.step
-        return 0 if any(wanted.values()) else step
+        return 0 if any(self._wanted(steps[-1]).values()) else steps[-1]
 
-    def _step_at(self, epoch: int) -> int:
+    def _steps_before(self, epoch: int) -> range:
+        """The steps that may have been done when an epoch begins, the last first.
+
+        It is one where the length of an epoch is known. Else the optimizer tells: of accumulated
+        gradients it counts full rounds alone, and once an epoch the step that found no batch left.
+        """
         if self._steps_per_epoch:
-            return epoch * self._steps_per_epoch
+            step = epoch * self._steps_per_epoch
+            return range(step, step - 1, -1)
         optimizer = self.model.optimizer
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        return int(optimizer.iterations) * (optimizer.gradient_accumulation_steps or 1)
+        each = optimizer.gradient_accumulation_steps or 1
+        done = int(optimizer.iterations) * each
+        return range(done + each - 1, max(done - epoch, 0) - 1, -1)
 
     def _zeros_reach(self, targets: dict[Schedule, float]) -> bool:
         held = [kernel.value() != 0 for kernel in self.kernels]

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.callbacks.fits import STEPS, At, X, Y, fit, interrupt
 from tests.callbacks.pruned_networks import Recorder, compiled, dense, ramp, rounded, zeros
@@ -35,8 +36,6 @@ rng = np.random.default_rng(2)
     ids=["eager", "grouped", "grouped of unknown number", "xla", "unknown number"],
 )
 def test_ways_to_run_a_step(options: dict[str, Any]) -> None:
-    import tensorflow as tf
-
     unknown = options.pop("unknown", False)
     model = compiled(**options)
     prune = PruneWeights(ramp(end=STEPS))
@@ -262,6 +261,33 @@ def test_backup_and_restore_goes_on_where_it_was(tmp_path: pathlib.Path, first: 
     ]
     assert prune.report is not None
     assert prune.report.start_step == 2 * STEPS
+
+
+@pytest.mark.parametrize("accumulated", [None, 4])
+def test_it_goes_on_where_it_was_with_data_of_unknown_length(
+    tmp_path: pathlib.Path, accumulated: int | None
+) -> None:
+    schedule = ramp(end=3 * STEPS, frequency=1)
+
+    def run(*more: Any) -> tuple[Any, PruneWeights]:
+        prune = PruneWeights(schedule)
+        model = compiled()
+        model.compile(keras.optimizers.Adam(gradient_accumulation_steps=accumulated), "mse")
+        batches = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8).filter(lambda x, y: True)
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+        callbacks = [prune, backup, *more]
+        model.fit(batches, epochs=3, verbose=0, shuffle=False, callbacks=callbacks)
+        return model, prune
+
+    with pytest.raises(KeyboardInterrupt):
+        run(At(2 * STEPS + 1, interrupt))
+    recorder = Recorder()
+    model, prune = run(recorder)
+    assert prune.report is not None
+    assert prune.report.start_step == 2 * STEPS
+    assert recorder.zeros == [
+        rounded(model, schedule(t)) for t in range(2 * STEPS + 1, 3 * STEPS + 1)
+    ]
 
 
 def test_a_later_first_epoch_of_a_dense_model_begins_at_step_0() -> None:
