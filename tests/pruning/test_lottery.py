@@ -121,6 +121,22 @@ def test_rounds_are_those_of_the_paper(step: int, rewind: Any, scope: Any) -> No
             np.testing.assert_array_equal(found[kept], first[kept])
 
 
+@pytest.mark.parametrize("average", [False, True])
+def test_a_round_that_removes_nothing_is_the_rest_of_the_first(average: bool) -> None:
+    # By an optimizer whose moments, corrections and averages go by its count of steps.
+    def adam(model: Any, callbacks: Any) -> None:
+        model.compile(keras.optimizers.Adam(0.05, use_ema=average, ema_momentum=0.9), "mse")
+        model.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=callbacks)
+
+    # After 3 steps of 6 the data begin anew.
+    ticket = find_ticket(network(), adam, loss, 0.001, rate=0.001, rewind_to=3)
+    assert [one.sparsity for one in ticket.rounds] == [0.0, 0.0]
+    whole = network()
+    adam(whole, [])
+    for found, wanted in zip(ticket.trained, whole.get_weights(), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-7)
+
+
 def test_a_search_resumes(tmp_path: pathlib.Path) -> None:
     whole = find_ticket(network(), train, loss, 0.48, rewind_to=1)
     calls: list[int] = []

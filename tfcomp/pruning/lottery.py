@@ -149,8 +149,9 @@ def find_ticket(
 
     After each round the ⌊(1 − (1 − p)^r)·n + ½⌋ weights of smallest magnitude are removed, p being
     the rate, until the sparsity is reached; those left go back to what they were at step k of
-    the first training, and are trained from there to its end: for T − k steps, the optimizer's
-    count of steps, which learning-rate schedules go by, beginning at k (Frankle, Dziugaite, Roy
+    the first training, and are trained from there to its end: for T − k steps, the optimizer
+    beginning as it was at step k, with its count of steps, which learning-rate schedules go by,
+    its moments and its averages (Frankle, Dziugaite, Roy
     and Carbin 2019, arXiv:1903.01611; with k = 0 the lottery ticket of Frankle and Carbin 2018,
     arXiv:1803.03635). With `rewind="learning_rate"`
     they keep their values, and only the training, with its learning rates, begins anew (Renda,
@@ -202,40 +203,50 @@ def find_ticket(
 
 @dataclasses.dataclass(frozen=True)
 class _Trained:
-    """A round that has been trained: the weights it ended with, those of step k, all its steps."""
+    """A round that has been trained: the weights it ended with, those of step k, all its steps.
+
+    And of the first round, where k is not 0, what the optimizer held at step k.
+    """
 
     score: float
     weights: Weights
     noted: Weights
     steps: int
+    optimizer: Weights
 
 
 class _Rewinding(keras.callbacks.Callback):
-    """Takes down the weights after so many steps."""
+    """Takes down the weights after so many steps, and what the optimizer holds."""
 
     def __init__(self, step: int) -> None:
         super().__init__()
         self.step, self.done, self.weights = step, 0, None
+        self.optimizer: Weights = []
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.done += 1
         if self.done == self.step:
             self.weights = self.model.get_weights()
+            held = self.model.optimizer.variables
+            self.optimizer = [np.array(keras.ops.convert_to_numpy(one)) for one in held]
 
 
 class _From(keras.callbacks.Callback):
     """Trains from a step of the first training on, and no longer than that went."""
 
-    def __init__(self, step: int, steps: int) -> None:
+    def __init__(self, step: int, steps: int, optimizer: Weights) -> None:
         super().__init__()
-        self.step, self.left, self.begun = step, steps - step, False
+        self.left, self.optimizer, self.begun = steps - step, optimizer, False
 
     def on_train_begin(self, logs: Any = None) -> None:
         if not self.begun:
             self.begun = True
-            optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
-            count = next(v for v in optimizer.variables if v.name == "iteration")
-            count.assign(self.step)
+            optimizer = self.model.optimizer
+            if not optimizer.built:
+                optimizer.build(self.model.trainable_variables)
+            # Not the count alone: Adam's corrections and averages of weights go by it.
+            for variable, value in zip(optimizer.variables, self.optimizer, strict=True):
+                variable.assign(value)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.left -= 1
@@ -265,7 +276,9 @@ class _Search:
         self.folder = None if directory is None else pathlib.Path(directory)
         names = [item if isinstance(item, str) else item.name for item in skip]
         self.kernels, _ = find_kernels(self.model, skip=names)
-        self.steps = 0  # of the first training
+        # Of the first training.
+        self.steps = 0
+        self.optimizer: Weights = []
 
     def check(self, sparsity: float, rate: float) -> int:
         """How many rounds there are beside the dense one."""
@@ -316,7 +329,7 @@ class _Search:
             found = self._stored(number) or self._round(number, masks, begin)
             self._store(number, found, masks)
             if number == 0:
-                self.steps = found.steps
+                self.steps, self.optimizer = found.steps, found.optimizer
                 # Rounds begin from step k, of which round 0 is the only one to know.
                 begin = found.noted
                 starts[0] = begin
@@ -337,7 +350,7 @@ class _Search:
             values.append(value)
         model.set_weights(values)
         first = _Rewinding(self.rewind_to)
-        later = [_From(self.rewind_to, self.steps)] if self.rewind_to else []
+        later = [_From(self.rewind_to, self.steps, self.optimizer)] if self.rewind_to else []
         self.train(model, [Hold(masks), *later] if number else [first])
         self._check_zeros(model, masks)
         if all(map(np.array_equal, values, model.get_weights())):
@@ -351,7 +364,8 @@ class _Search:
                 "end (with steps_per_execution, only some do), or `train` left its callbacks out."
             )
         score = finite_score("evaluate", self.evaluate, model)
-        return _Trained(score, model.get_weights(), first.weights or begin, first.done)
+        noted = first.weights or begin
+        return _Trained(score, model.get_weights(), noted, first.done, first.optimizer)
 
     def _check_zeros(self, model: keras.Model, masks: dict[str, Mask]) -> None:
         for path, value in zip(_paths(model), model.get_weights(), strict=True):
@@ -406,6 +420,7 @@ class _Search:
             return
         arrays = {f"weights{i}": value for i, value in enumerate(found.weights)}
         arrays |= {f"noted{i}": value for i, value in enumerate(found.noted)}
+        arrays |= {f"optimizer{i}": value for i, value in enumerate(found.optimizer)}
         arrays |= {f"mask/{name}": mask for name, mask in masks.items()}
         arrays |= {"score": np.asarray(found.score), "steps": np.asarray(found.steps)}
         with replacing(path) as temporary:
@@ -421,7 +436,12 @@ class _Search:
                     [kept[f"{name}{i}"] for i in range(len(self.model.weights))]
                     for name in ("weights", "noted")
                 )
-                return _Trained(float(kept["score"]), weights, noted, int(kept["steps"]))
+                count = sum(name.startswith("optimizer") for name in kept)
+                optimizer = [kept[f"optimizer{i}"] for i in range(count)]
+                if bool(optimizer) != bool(self.rewind_to and not number):
+                    raise KeyError("optimizer")
+                score, steps = float(kept["score"]), int(kept["steps"])
+                return _Trained(score, weights, noted, steps, optimizer)
         except (zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
             raise TfcompError(
                 f"{path} must hold a finished round. Received: a file that cannot be read. Remove "
