@@ -11,8 +11,9 @@ from typing import Any
 
 from absl import app
 
+from benchmarks import results
 from benchmarks.pages import DOCS, put
-from benchmarks.pruning.applications import MODELS, RATIOS, stored
+from benchmarks.pruning.applications import MODELS, NAME, RATIOS, stored
 from tests.pruning.oracle import TOLERANCE
 
 OUTPUT = "is an output of the model"
@@ -26,7 +27,7 @@ def row(name: str, ratio: float, found: dict[str, Any]) -> str:
         name,
         f"{100 * ratio:.0f} %",
         f"{found['parameters'][0]:,} → {found['parameters'][1]:,}",
-        # Not known where a layer that only keras.applications has is not counted.
+        # Not known where a layer was not counted when it was run.
         f"{100 * found['macs'][1] / found['macs'][0]:.1f} %" if found["macs"][0] else "–",
         f"{found['difference']:.0e}{'' if equal else ', NOT EQUAL'}",
         f"{found['litert_difference']:.0e}",
@@ -61,7 +62,9 @@ def table() -> str:
         "statistic and LayerScale is random; the largest difference of the logits over the largest "
         f"of them, in float64 (reach: ≤ {TOLERANCE:.0e}), and of the LiteRT file in float32. In "
         "each a cut of one layer at wrong places was told. Left alone, beside the logits: layers "
-        f"of which is said: {'; '.join(sorted(shortened(reasons))) or 'none'}.",
+        f"of which is said: {'; '.join(sorted(shortened(reasons))) or 'none'}. MACs –: not counted "
+        "when it was run. The differences of LiteRT are given, not judged. "
+        f"One core, {' or '.join(machines())}.",
     ]
     if missing:
         names = [
@@ -70,6 +73,12 @@ def table() -> str:
         lines += ["", f"Not yet run: {', '.join(names)}."]
     lines += ["", f"Left out: {'; '.join(failed)}."] if failed else []
     return "\n".join(lines)
+
+
+def machines() -> list[str]:
+    """The processors of all runs."""
+    saved = [results.load(f"{NAME}/{path.stem}") for path in (results.FOLDER / NAME).glob("*.json")]
+    return sorted({one["hardware"]["cpu"] for one in saved if one is not None})
 
 
 def shortened(reasons: set[str]) -> set[str]:
