@@ -304,6 +304,14 @@ def test_what_it_was_compiled_with_is_known_again(
     is_same(keras.saving.load_model(tmp_path / "middle.keras").fit(X, Y, seed=3, **fit), whole)
 
 
+def test_saved_before_it_has_begun_it_begins(tmp_path: pathlib.Path) -> None:
+    whole = generations().fit(X, Y, seed=3, **FIT)
+    course = generations()
+    course.save(tmp_path / "fresh.keras")
+    loaded = keras.saving.load_model(tmp_path / "fresh.keras")
+    is_same(loaded.fit(X, Y, seed=3, **FIT), whole)
+
+
 def test_a_description_without_weights_has_not_begun(tmp_path: pathlib.Path) -> None:
     course = generations()
     course.fit(X, Y, **FIT)

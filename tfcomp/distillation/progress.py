@@ -72,7 +72,7 @@ class Progress:
         running: The lesson between two of its epochs, by the same; None between lessons.
         report: What `fit` returned; None before the end.
         told: By parts, what `fit` is told beside data, found when it is asked for.
-        is_read: Whether the lessons come from a file, and none was given since.
+        is_read: Whether there are lessons to go on from, which come from a file.
         lacks_weights: Whether this is a description alone, whose weights were not read.
     """
 
@@ -107,7 +107,7 @@ class Progress:
     def weights_are_read(self) -> None:
         """The weights of all models have come from a file."""
         self.lacks_weights = False
-        self.is_read = self.report is None
+        self.is_read = self.report is None and bool(self.lessons or self.running)
 
     def resumed(self, pair: Pair) -> RunningLesson | None:
         """The lesson to go on within, if it is this one."""
