@@ -17,6 +17,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfcomp.distillation.copies import copy_stateful
+from tfcomp.distillation.course_callbacks import (
+    callback_names,
+    callbacks_of,
+    check_backups,
+    check_checkpoints,
+)
 from tfcomp.distillation.course_report import CourseReport
 from tfcomp.distillation.digests import data_digest, digest, model_digest, unnamed, unshared
 from tfcomp.distillation.distiller import Distiller
@@ -308,7 +314,7 @@ class Course(keras.Model):
         """What `fit` was called with; data are read for their digest only if lessons are kept."""
         self._settings()
         _check_answers(x)
-        _check_checkpoints(options)
+        check_checkpoints(options)
         if seed is not None and not isinstance(seed, int):
             raise TfcompError(f"`seed` must be a whole number. Received: {seed!r}.")
         if "initial_epoch" in options:
@@ -317,7 +323,7 @@ class Course(keras.Model):
                 f"{options['initial_epoch']!r}. A course that was loaded goes on by itself."
             )
         if directory is None:
-            _check_backups(options)
+            check_backups(options)
             return Training(x, y, validation_data, None, seed, options, {})
         folder = pathlib.Path(directory)
         if folder.exists() and not folder.is_dir():
@@ -333,7 +339,7 @@ class Course(keras.Model):
         """What must be the same when a course goes on, data apart."""
         return {
             "settings": digest(self._settings_text(), repr(seed), _options_digest(options)),
-            "callbacks": _callback_names(options),
+            "callbacks": callback_names(options),
             "directory": "one" if kept else "",
         }
 
@@ -397,7 +403,7 @@ class Course(keras.Model):
             setup.progress.begin(pair, running)
         check_key(running.key, key)
         setup.progress.is_read = False
-        callbacks = [running, *_callbacks(training.options)]
+        callbacks = [running, *callbacks_of(training.options)]
         try:
             running.distiller.fit(
                 training.x,
@@ -473,42 +479,6 @@ def _check_answers(x: Any) -> None:
         )
 
 
-def _callbacks(options: dict[str, Any]) -> list[keras.callbacks.Callback]:
-    """The callbacks among the arguments of `fit`, which takes a single one as well."""
-    given = options.get("callbacks") or []
-    given = getattr(given, "callbacks", given)
-    return list(given) if isinstance(given, (list, tuple)) else [given]
-
-
-def _check_checkpoints(options: dict[str, Any]) -> None:
-    """Raises if one lesson's model would be written over another's."""
-    if any(isinstance(one, keras.callbacks.ModelCheckpoint) for one in _callbacks(options)):
-        raise TfcompError(
-            "ModelCheckpoint does not tell lessons apart: expected another way to keep models, "
-            "received it. Pass directory=... to fit, which keeps the model of each lesson, or save "
-            "the course in a callback of your own."
-        )
-
-
-def _check_backups(options: dict[str, Any]) -> None:
-    """Raises if one lesson might be restored from the backup of another."""
-    if any(isinstance(one, keras.callbacks.BackupAndRestore) for one in _callbacks(options)):
-        raise TfcompError(
-            "BackupAndRestore does not tell lessons apart: expected a `directory` that keeps the "
-            "finished ones, received None. Pass directory=... to fit, or leave the callback out."
-        )
-
-
-# Callbacks that save or write, so that a run may go on without them, or with others.
-_ONLOOKERS = (
-    keras.callbacks.BackupAndRestore,
-    keras.callbacks.CSVLogger,
-    keras.callbacks.LambdaCallback,
-    keras.callbacks.TensorBoard,
-    keras.callbacks.TerminateOnNaN,
-)
-
-
 class _Nothing(PerSampleLoss):
     """Asks nothing of any model."""
 
@@ -559,12 +529,6 @@ def _options_digest(options: dict[str, Any]) -> str:
     apart = ("verbose", "callbacks")
     counted = {name: value for name, value in options.items() if name not in apart}
     return data_digest(_text_keys(counted))
-
-
-def _callback_names(options: dict[str, Any]) -> str:
-    """The classes of the callbacks that may change what is learnt."""
-    counted = [one for one in _callbacks(options) if type(one) not in _ONLOOKERS]
-    return ", ".join(type(callback).__qualname__ for callback in counted)
 
 
 def _text_keys(value: Any) -> Any:
