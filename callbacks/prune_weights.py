@@ -13,10 +13,10 @@ from tfcomp.callbacks.pruning_report import PruningReport
 from tfcomp.callbacks.pruning_session import SESSIONS, Session
 from tfcomp.callbacks.pruning_settings import Override, Scope, Settings, checked_overrides
 from tfcomp.errors import TfcompError
+from tfcomp.pruning.criteria import Criterion, Magnitude
 from tfcomp.pruning.schedules import ConstantSparsity, Schedule
 from tfcomp.pruning.sparsity import Kernel
 from tfcomp.pruning.units import Unit, Weights
-from tfcomp.pruning.weight_criteria import Magnitude, WeightCriterion
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")
@@ -60,8 +60,9 @@ class PruneWeights(keras.callbacks.Callback):
         unit: What is removed together: a `tfcomp.pruning` unit, `Weights()` (the default),
             `NM(2, 4)`, `Blocks(4, 4)`, `Kernels()`, `Filters()` or, with scope "global",
             `Layers()`.
-        criterion: What gives the weights their scores: a `tfcomp.pruning.WeightCriterion`,
-            `Magnitude()` by default. It is asked anew at each removal.
+        criterion: What gives the weights their scores: a `tfcomp.pruning.Criterion`,
+            `Magnitude()` by default. It is asked anew at each removal. Those that score channels,
+            `FPGM()` or `Taylor(loss, data)` for two, need a unit of whole filters or layers.
         overrides: By patterns (`*`, `?`, `[…]`) of layers' names or of weights' paths: another
             final sparsity on the same course, another schedule, another unit, or None to spare.
             Of several patterns for one kernel the first counts, of those with a unit likewise.
@@ -100,7 +101,7 @@ class PruneWeights(keras.callbacks.Callback):
         first: bool | None = None,
         last: bool | None = None,
         unit: Unit | None = None,
-        criterion: WeightCriterion | None = None,
+        criterion: Criterion | None = None,
         overrides: Mapping[str, Override] | None = None,
         keep_zeros: bool = False,
     ) -> None:
@@ -118,9 +119,7 @@ class PruneWeights(keras.callbacks.Callback):
         self.depthwise = depthwise
         self.first, self.last = first, last
         self.unit: Unit = _instance("unit", unit, Unit, Weights)
-        self.criterion: WeightCriterion = _instance(
-            "criterion", criterion, WeightCriterion, Magnitude
-        )
+        self.criterion: Criterion = _instance("criterion", criterion, Criterion, Magnitude)
         self.unit.check_sparsity(schedule.final_sparsity)
         self._overrides = checked_overrides(overrides)
         self.keep_zeros = keep_zeros
@@ -135,7 +134,7 @@ class PruneWeights(keras.callbacks.Callback):
         scope: Scope = "local",
         skip: Iterable[Any] = (),
         unit: Unit | None = None,
-        criterion: WeightCriterion | None = None,
+        criterion: Criterion | None = None,
         overrides: Mapping[str, Override] | None = None,
     ) -> Self:
         """Keeps the exact zeros that kernels hold, for fine-tuning a model that was pruned.

@@ -14,12 +14,13 @@ from tfcomp.callbacks.pruning_report import PruningReport
 from tfcomp.callbacks.pruning_settings import Group, Settings
 from tfcomp.callbacks.training_hooks import after_all_callbacks, unlink, without
 from tfcomp.errors import TfcompError
+from tfcomp.pruning.candidates import Scores, weight_scores
+from tfcomp.pruning.criteria import Criterion, Magnitude
 from tfcomp.pruning.dependence import is_cut_by
 from tfcomp.pruning.masks import Mask, Masked
 from tfcomp.pruning.schedules import Schedule
 from tfcomp.pruning.sparsity import Kernel, measure, networks_of
 from tfcomp.pruning.units import remove_lowest, removed_of, total_of
-from tfcomp.pruning.weight_criteria import Magnitude, Scores, WeightCriterion
 
 
 class Session:
@@ -241,7 +242,7 @@ class Session:
         return removed_of(group.unit, self._of(group), [masks[i] for i in group.indices])
 
     def prune(
-        self, step: int, *, at_once: bool = False, criterion: WeightCriterion | None = None
+        self, step: int, *, at_once: bool = False, criterion: Criterion | None = None
     ) -> None:
         """Raises the sparsity of the masks to that of `step`, and sets the weights to zero."""
         wanted = self._wanted(step)
@@ -255,28 +256,26 @@ class Session:
             for group, count in self._counts(self.targets)
             if count > self._n_removed(group, masks)
         ]
-        indices = [index for group, _ in raised for index in group.indices]
-        scores = self._scores(indices, criterion or self.settings.criterion)
+        judge = criterion or self.settings.criterion
+        scores = self._scores([group for group, _ in raised], judge, masks)
         for group, count in raised:
             self._raise_masks(group, masks, count, scores)
         for kernel, constraint in self._with_constraints():
             kernel.variable.assign(constraint(kernel.variable))
 
-    def _scores(self, indices: list[int], criterion: WeightCriterion) -> dict[int, Scores]:
-        """What a criterion gives to each weight of some kernels, by their indices."""
-        if not indices:
-            return {}
-        kernels = [self.kernels[index] for index in indices]
-        found = [np.asarray(array) for array in criterion.scores(self.model, kernels)]
-        if len(found) != len(kernels):
-            raise TfcompError(
-                f"{criterion!r} must give one array of scores for each of {len(kernels)} kernels. "
-                f"Received: {len(found)}."
-            )
-        if not isinstance(criterion, Magnitude):  # which is right, and quick
-            for kernel, array in zip(kernels, found, strict=True):
-                _check_scores(kernel, array, criterion)
-        return dict(zip(indices, found, strict=True))
+    def _scores(
+        self, groups: list[Group], criterion: Criterion, masks: list[Mask]
+    ) -> dict[int, Scores]:
+        """What a criterion gives to each weight of some groups' kernels, by their indices."""
+        units = {index: group.unit for group in groups for index in group.indices}
+        found = weight_scores(
+            criterion,
+            self.model,
+            [self.kernels[index] for index in units],
+            list(units.values()),
+            [masks[index] for index in units] if self.settings.scope == "global" else None,
+        )
+        return dict(zip(units, found, strict=True))
 
     def _raise_masks(
         self, group: Group, masks: list[Mask], count: int, scores: dict[int, Scores]
@@ -421,20 +420,6 @@ def _is_cut(network: keras.Model, removed: list[Kernel]) -> bool:
     """Whether nothing passes a network without those of the removed kernels that are its own."""
     own = {id(variable) for variable in network.weights}
     return is_cut_by(network, [kernel for kernel in removed if id(kernel.variable) in own])
-
-
-def _check_scores(kernel: Kernel, scores: Scores, criterion: Any) -> None:
-    shape = tuple(kernel.variable.shape)
-    if scores.shape != shape:
-        received = f"shape {scores.shape}"
-    elif not np.isfinite(scores).all():
-        received = f"{np.count_nonzero(~np.isfinite(scores))} that are not finite"
-    else:
-        return
-    raise TfcompError(
-        f"{criterion!r} must give {kernel.name!r} finite scores of its shape, {shape}. Received: "
-        f"{received}."
-    )
 
 
 def _weak(value: Any) -> Callable[[], Any]:

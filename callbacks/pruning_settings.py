@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from tfcomp.errors import TfcompError
+from tfcomp.pruning.candidates import check_unit
+from tfcomp.pruning.criteria import Criterion, Magnitude
 from tfcomp.pruning.schedules import ConstantSparsity, Schedule, check_sparsity
 from tfcomp.pruning.sparsity import Kernel
 from tfcomp.pruning.units import Unit, Weights
-from tfcomp.pruning.weight_criteria import Magnitude, WeightCriterion
 
 Scope = Literal["local", "global"]
 # Another final sparsity, another schedule, another unit; None spares.
@@ -58,7 +59,7 @@ class Settings:
     scope: Scope
     keep_zeros: bool
     unit: Unit = dataclasses.field(default_factory=Weights)
-    criterion: WeightCriterion = dataclasses.field(default_factory=Magnitude)
+    criterion: Criterion = dataclasses.field(default_factory=Magnitude)
     overrides: tuple[tuple[str, Override], ...] = ()
 
     def agree(self, other: Settings) -> bool:
@@ -109,6 +110,8 @@ class Settings:
             own = self._group(index, kernel)
             own.unit.check(kernel)
             own.unit.check_sparsity(own.schedule.final_sparsity)
+            if self.criterion.of_channels and own.schedule.final_sparsity:
+                check_unit(self.criterion, own.unit)
             if own.unit.whole and self.scope != "global":
                 raise TfcompError(
                     f'{own.unit!r} compares kernels with each other: expected scope="global". '

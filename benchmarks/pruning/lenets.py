@@ -34,12 +34,12 @@ from benchmarks.distillation.mnist import Split, batches, load
 from tfcomp.callbacks import PruneWeights
 from tfcomp.pruning import (
     SNIP,
+    Criterion,
     GraSP,
     IterativeSparsity,
     Magnitude,
     RandomWeights,
     SynFlow,
-    WeightCriterion,
     prune_at_initialization,
 )
 
@@ -116,11 +116,11 @@ NETWORKS: dict[str, Callable[[], keras.Model]] = {
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def criterion_of(method: str, split: Split, seed: int) -> WeightCriterion:
+def criterion_of(method: str, split: Split, seed: int) -> Criterion:
     """The criterion of a run, with a batch of the training images where it needs one."""
     chosen = np.random.default_rng(seed).choice(len(split.x), BATCH, replace=False)
     batch = (split.x[chosen], split.y[chosen].astype(np.int32))
-    made: dict[str, Callable[[], WeightCriterion]] = {
+    made: dict[str, Callable[[], Criterion]] = {
         "snip": lambda: SNIP(batch, LOSS),
         "grasp": lambda: GraSP(batch, LOSS),
         "synflow": SynFlow,

@@ -26,13 +26,13 @@ from benchmarks import results
 from benchmarks.distillation import cifar
 from benchmarks.pruning import cifar_vgg
 from benchmarks.pruning.cifar_vgg import LOSS
-from tfcomp.graph import Dependencies, dependencies
 from tfcomp.pruning import (
     FPGM,
     ActivationMean,
     ActivationStandardDeviation,
     APoZ,
     BatchNormScale,
+    Candidates,
     Criterion,
     HRank,
     L1Norm,
@@ -63,14 +63,10 @@ def criteria(data: tuple[Any, Any], seed: int) -> dict[str, Criterion]:
     }
 
 
-def scores(criterion: Criterion, found: Dependencies) -> dict[str, Any]:
+def scores(criterion: Criterion, channels: Candidates) -> dict[str, Any]:
     """Scores of the layers whose channels can be removed."""
-    every = criterion.scores(found)
-    return {
-        name: np.asarray(every[name], np.float64)
-        for name, producer in found.producers.items()
-        if (producer.units >= 0).any()
-    }
+    found = criterion.scores(channels)
+    return {name: np.asarray(found[name], np.float64) for name in channels}
 
 
 def correlations(found: dict[str, Any], truth: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +86,7 @@ def perform(data: cifar.Cifar, seed: int, work: pathlib.Path) -> dict[str, Any]:
     model = cifar_vgg.trained("dense", data, seed, work)
     rows = np.random.default_rng((6, seed)).choice(len(data.x), IMAGES, replace=False)
     images = (data.x[rows], data.y[rows])
-    found = dependencies(model)
+    found = Candidates.of_channels(model)
     start = time.process_time()
     truth = scores(Oracle(LOSS, images, batch_size=IMAGES), found)
     seconds = {"oracle": time.process_time() - start}

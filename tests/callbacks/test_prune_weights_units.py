@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import pathlib
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -27,15 +26,15 @@ from tfcomp.errors import TfcompError
 from tfcomp.pruning import (
     NM,
     Blocks,
+    Candidates,
     ConstantSparsity,
+    Criterion,
     Filters,
     IterativeSparsity,
-    Kernel,
     Kernels,
     Layers,
     PolynomialDecay,
     Unit,
-    WeightCriterion,
     shrink,
 )
 
@@ -284,9 +283,9 @@ def test_a_saved_model_keeps_its_zeros(
 def test_what_was_removed_stays_so_whatever_a_criterion_says_later(
     tmp_path: pathlib.Path, schedule: Any
 ) -> None:
-    class Largest(WeightCriterion):
-        def scores(self, model: keras.Model, kernels: Sequence[Kernel]) -> list[np.ndarray]:
-            return [-np.abs(kernel.value()) for kernel in kernels]
+    class Largest(Criterion):
+        def scores(self, candidates: Candidates) -> dict[str, np.ndarray]:
+            return {name: -np.abs(kernel.value()) for name, kernel in candidates.items()}
 
     class Stop(keras.callbacks.Callback):
         zeros: Any = None
@@ -340,11 +339,11 @@ def test_another_unit_goes_on_from_the_zeros_there_are() -> None:
 # ---- criteria
 
 
-class Largest(WeightCriterion):
+class Largest(Criterion):
     """The largest go first; scores below zero, which removed weights must stay below."""
 
-    def scores(self, model: Any, kernels: Sequence[Kernel]) -> list[np.ndarray]:
-        return [-np.abs(kernel.value()) for kernel in kernels]
+    def scores(self, candidates: Candidates) -> dict[str, np.ndarray]:
+        return {name: -np.abs(kernel.value()) for name, kernel in candidates.items()}
 
 
 def test_a_criterion_of_ones_own() -> None:
@@ -367,15 +366,15 @@ def test_a_criterion_of_ones_own() -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (lambda k: np.zeros(3), "finite scores of its shape"),
+        (lambda k: np.zeros(3), "finite scores of shape"),
         (lambda k: np.full(k.variable.shape, np.nan), "not finite"),
     ],
     ids=["shape", "NaN"],
 )
 def test_wrong_scores_are_refused(bad: Any, message: str) -> None:
-    class Bad(WeightCriterion):
-        def scores(self, model: Any, kernels: Sequence[Kernel]) -> list[np.ndarray]:
-            return [bad(kernel) for kernel in kernels]
+    class Bad(Criterion):
+        def scores(self, candidates: Candidates) -> dict[str, np.ndarray]:
+            return {name: bad(kernel) for name, kernel in candidates.items()}
 
     with pytest.raises(TfcompError, match=message):
         fit(everywhere(ConstantSparsity(0.5), criterion=Bad()))

@@ -49,7 +49,7 @@ def test_no_fewer_removals_would_do(budget, cost, scope):
     assert report.budget.after == cost(small)
     assert report.budget.limit == limit
     found = dependencies(model)
-    importance = importances(found, L1Norm())
+    importance = importances(model, found, L1Norm())
     less = select(found, importance, report.asked - 1 / found.n_units, scope)
     assert len(less) < report.removed
     assert cost(remove_units(found, less)) > limit
@@ -75,7 +75,7 @@ def sequences(width=8):
 def by_making_every_model(model, budget, scope, round_to):
     """The search as it is meant: halving, with each model made and measured."""
     found = dependencies(model)
-    importance = importances(found, L1Norm())
+    importance = importances(model, found, L1Norm())
 
     def made(count):
         chosen = select(found, importance, count / found.n_units, scope, round_to)

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from keras import layers
 
 from tfcomp.errors import TfcompError
-from tfcomp.graph import dependencies
-from tfcomp.pruning import BatchNormScale, shrink
+from tfcomp.pruning import BatchNormScale, Candidates, shrink
 from tfcomp.pruning.geometric_median import _distances
 
 
@@ -47,7 +46,7 @@ def test_scales_of_all_layers_are_compared_and_those_of_coupled_ones_added():
     gammas = {"na": [1, -2, 3, 4], "nb": [0.1, 5, -0.2, 0.3], "nc": [-9, 0.05, 8, 7, 0.9, 6]}
     for name, values in gammas.items():
         model.get_layer(name).gamma.assign(values)
-    scores = BatchNormScale().scores(dependencies(model))
+    scores = BatchNormScale().scores(Candidates.of_channels(model))
     for name, values in gammas.items():
         np.testing.assert_allclose(scores[name.removeprefix("n")], np.abs(values), rtol=1e-6)
     # Units: 1.1, 7, 3.2, 4.3 of a + b, and those of c; the three lowest of ten go.

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from keras import layers
 
 from tfcomp.errors import TfcompError
-from tfcomp.graph import dependencies
-from tfcomp.pruning import Criterion, L1Norm, L2Norm, Random, shrink
+from tfcomp.pruning import Candidates, Criterion, L1Norm, L2Norm, Random, shrink
 
 
 def model_of_every_kind():
@@ -37,9 +36,15 @@ def norm_by_hand(layer, order):
 @pytest.mark.parametrize("criterion, order", [(L1Norm(), 1), (L2Norm(), 2)])
 def test_norms_of_each_kind_of_layer(criterion, order):
     model = model_of_every_kind()
-    scores = criterion.scores(dependencies(model))
-    assert list(scores) == ["conv", "transposed", "separable", "dense"]
-    for name, values in scores.items():
+    scores = criterion.scores(Candidates.of_kernels(model))
+    kernels = ["conv/kernel", "transposed/kernel", "separable/pointwise_kernel", "dense/kernel"]
+    assert list(scores) == kernels
+    channels = criterion.scores(Candidates.of_channels(model))
+    assert list(channels) == ["conv", "transposed", "separable"]
+    for path, values in scores.items():
+        name = path.split("/")[0]
+        if name != "dense":  # an output of the model
+            np.testing.assert_array_equal(np.sort(channels[name]), np.sort(values))
         np.testing.assert_allclose(values, norm_by_hand(model.get_layer(name), order), rtol=1e-6)
 
 
@@ -49,14 +54,13 @@ def test_norms_of_any_values(units, inputs, seed, scale):
     layer = layers.Dense(units, name="dense")
     model = keras.Sequential([keras.Input((inputs,)), layer])
     layer.kernel.assign(np.random.default_rng(seed).normal(size=(inputs, units)) * scale)
-    found = dependencies(model)
     for criterion, order in ((L1Norm(), 1), (L2Norm(), 2)):
-        values = criterion.scores(found)["dense"]
+        (values,) = criterion.scores(Candidates.of_kernels(model)).values()
         np.testing.assert_allclose(values, norm_by_hand(layer, order), rtol=1e-5)
 
 
 def test_random_scores_follow_the_seed():
-    found = dependencies(model_of_every_kind())
+    found = Candidates.of_channels(model_of_every_kind())
     first, again, other = (Random(seed).scores(found) for seed in (1, 1, 2))
     for name, values in first.items():
         np.testing.assert_array_equal(values, again[name])
@@ -80,9 +84,8 @@ def test_bad_seed_is_refused(seed):
 
 def test_a_criterion_of_ones_own_decides():
     class Largest(Criterion):
-        def scores(self, dependencies):
-            producers = dependencies.producers.items()
-            return {name: np.abs(p.filters()).max(axis=1) for name, p in producers}
+        def scores(self, candidates):
+            return {name: np.abs(k.filters()).max(axis=1) for name, k in candidates.items()}
 
     layer = layers.Dense(4, name="hidden")
     model = keras.Sequential([keras.Input((2,)), layer, layers.Dense(2, name="out")])

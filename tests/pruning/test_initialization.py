@@ -17,14 +17,15 @@ from tfcomp.errors import TfcompError, UnsupportedModelError
 from tfcomp.pruning import (
     NM,
     SNIP,
+    Candidates,
     ConstantSparsity,
+    Criterion,
     Filters,
     GraSP,
     Layers,
     Magnitude,
     RandomWeights,
     SynFlow,
-    WeightCriterion,
     find_kernels,
     prune_at_initialization,
 )
@@ -47,7 +48,7 @@ def test_snip_of_a_linear_model(form: str) -> None:
     model = linear()
     w = model.get_weights()[0].astype(np.float64)
     gradient = 2 / 30 * X.T @ (X @ w - Y)
-    found = SNIP(data_of(form), "mse").scores(model, find_kernels(model)[0])[0]
+    (found,) = SNIP(data_of(form), "mse").scores(Candidates.of_kernels(model)).values()
     np.testing.assert_allclose(found, np.abs(w * gradient), rtol=1e-4, atol=1e-7)
 
 
@@ -58,7 +59,7 @@ def test_grasp_of_a_linear_model(temperature: float, form: str) -> None:
     w, t = model.get_weights()[0].astype(np.float64), temperature
     gradient = 2 / 30 / t * X.T @ (X @ w / t - Y)
     product = 2 / 30 / t**2 * X.T @ X @ gradient
-    found = GraSP(data_of(form), "mse", t).scores(model, find_kernels(model)[0])[0]
+    (found,) = GraSP(data_of(form), "mse", t).scores(Candidates.of_kernels(model)).values()
     np.testing.assert_allclose(found, w * product, rtol=1e-4, atol=1e-7)
 
 
@@ -94,7 +95,7 @@ def flow(model: keras.Model, weights: list[np.ndarray], t: float) -> float:
 def test_grasp_is_the_change_of_gradient_flow() -> None:
     """d(gᵀg)/dw = 2·Hg: differences of the flow along each weight."""
     model = network()
-    found = GraSP((X, Y), "mse", 2.0).scores(model, find_kernels(model)[0])
+    found = [*GraSP((X, Y), "mse", 2.0).scores(Candidates.of_kernels(model)).values()]
     weights = model.get_weights()
     for which, index in ((0, (1, 2)), (0, (3, 4)), (2, (0, 0)), (2, (4, 1))):
         moved = [[w.astype(np.float64) for w in weights] for _ in range(2)]
@@ -112,7 +113,7 @@ def test_synflow_conserves_flow() -> None:
     y = layers.Conv2D(4, 3, activation="relu", use_bias=False)(y)
     y = layers.Dense(7, activation="relu", use_bias=False)(layers.Flatten()(y))
     model = keras.Model(x, layers.Dense(3, use_bias=False)(y))
-    scores = SynFlow().scores(model, find_kernels(model)[0])
+    scores = [*SynFlow().scores(Candidates.of_kernels(model)).values()]
     value = np.ones((1, 6, 6, 2))
     for layer in model.layers:  # R itself, in NumPy
         if isinstance(layer, layers.Conv2D):
@@ -130,7 +131,7 @@ def test_synflow_conserves_flow() -> None:
 def test_synflow_of_two_layers() -> None:
     model = network("relu")
     a, _, b, _ = (np.abs(w.astype(np.float64)) for w in model.get_weights())
-    found = SynFlow().scores(model, find_kernels(model)[0])
+    found = [*SynFlow().scores(Candidates.of_kernels(model)).values()]
     np.testing.assert_allclose(found[0], a * b.sum(axis=1), rtol=1e-5)
     np.testing.assert_allclose(found[1], b * a.sum(axis=0)[:, None], rtol=1e-5)
 
@@ -175,7 +176,7 @@ def test_counts_are_exact_and_the_caller_s_model_stays(
 
 def test_the_lowest_scores_go() -> None:
     model = network()
-    scores = SNIP((X, Y), "mse").scores(model, find_kernels(model)[0])
+    scores = [*SNIP((X, Y), "mse").scores(Candidates.of_kernels(model)).values()]
     flat = np.concatenate([s.reshape(-1) for s in scores])
     order = np.argsort(flat, kind="stable")
     expected = np.ones(35, bool)
@@ -248,7 +249,7 @@ def test_whole_filters(scope: Any) -> None:
     pruned, report = prune_at_initialization(
         model, 0.5, SNIP((X, Y), "mse"), unit=Filters(), scope=scope
     )
-    scores = SNIP((X, Y), "mse").scores(model, find_kernels(model)[0])
+    scores = [*SNIP((X, Y), "mse").scores(Candidates.of_kernels(model)).values()]
     found = [np.asarray(k.variable) for k in find_kernels(pruned)[0]]
     lost = [(kernel == 0).all(axis=0) for kernel in found]
     for kernel, columns in zip(found, lost, strict=True):
@@ -280,12 +281,12 @@ def test_whole_layers_without_which_nothing_passes_are_told() -> None:
     assert "wide/kernel  removed as a whole" in str(report)
 
 
-class Ends(WeightCriterion):
+class Ends(Criterion):
     """Keeps one weight of each kernel: no two of them follow each other."""
 
-    def scores(self, model: Any, kernels: Any) -> list[np.ndarray]:
-        scores = [np.zeros(k.variable.shape) for k in kernels]
-        for index, score in enumerate(scores):
+    def scores(self, candidates: Candidates) -> dict[str, np.ndarray]:
+        scores = {name: np.zeros(k.shape) for name, k in candidates.items()}
+        for index, score in enumerate(scores.values()):
             score[0 if index % 2 else -1, 0 if index % 2 else -1] = 1
         return scores
 
@@ -303,16 +304,16 @@ def test_a_network_without_a_way_through_it_is_told(activation: Any) -> None:
     assert not report.disconnected
 
 
-class Wrong(WeightCriterion):
-    def scores(self, model: Any, kernels: Any) -> list[np.ndarray]:
-        return [np.full(k.variable.shape, np.nan) for k in kernels]
+class Wrong(Criterion):
+    def scores(self, candidates: Candidates) -> dict[str, np.ndarray]:
+        return {name: np.full(k.shape, np.nan) for name, k in candidates.items()}
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda m: prune_at_initialization(m, 95, Magnitude()), "Did you mean 0.95"),
-        (lambda m: prune_at_initialization(m, 0.5, "snip"), "WeightCriterion"),
+        (lambda m: prune_at_initialization(m, 0.5, "snip"), "must be a Criterion"),
         (lambda m: prune_at_initialization(m, 0.5, Magnitude(), rounds=0), "`rounds`"),
         (lambda m: prune_at_initialization(m, 0.5, Magnitude(), scope="all"), "`scope`"),
         (lambda m: prune_at_initialization(m, 0.5, Wrong()), "not finite"),
@@ -351,11 +352,11 @@ def test_kernels_that_do_not_change_the_cost_are_no_fault(kind: Any) -> None:
     model = keras.Model(x, layers.Dense(Y.shape[1])(joined))
     criterion = kind((X, Y), "mse")
     found, _ = find_kernels(model)
-    scores = dict(zip([k.name for k in found], criterion.scores(model, found), strict=True))
+    scores = criterion.scores(Candidates.of_kernels(model, found))
     assert not scores["idle/kernel"].any()
     assert scores["body/kernel"].any()
     alone = [kernel for kernel in found if kernel.name == "idle/kernel"]
-    assert not criterion.scores(model, alone)[0].any()
+    assert not criterion.scores(Candidates.of_kernels(model, alone))["idle/kernel"].any()
 
 
 class Own(keras.Model):

@@ -13,7 +13,6 @@ from tfcomp.pruning import (
     ConstantSparsity,
     Criterion,
     Sensitivity,
-    WeightCriterion,
     sensitivity,
     shrink,
 )
@@ -146,13 +145,18 @@ def test_table_plot_and_json(tmp_path):
 
 
 class _Flat(Criterion):
-    def scores(self, dependencies):
-        return {name: np.ones(len(p.units)) for name, p in dependencies.producers.items()}
+    of_channels = True
+
+    def scores(self, candidates):
+        return {name: np.ones(k.channels) for name, k in candidates.items()}
 
 
-class _Rising(WeightCriterion):
-    def scores(self, model, kernels):
-        return [np.arange(k.size, dtype=float).reshape(k.variable.shape) for k in kernels]
+class _Rising(Criterion):
+    def scores(self, candidates):
+        return {
+            name: np.arange(k.value().size, dtype=float).reshape(k.shape)
+            for name, k in candidates.items()
+        }
 
 
 def test_the_criterion_decides():
@@ -174,8 +178,8 @@ def test_the_criterion_decides():
         ({"unit": "rows"}, '"weights" or "channels"'),
         ({"sparsities": []}, "a fraction or more"),
         ({"sparsities": [50]}, "Did you mean 0.5"),
-        ({"criterion": _Flat()}, "must be a WeightCriterion"),
-        ({"unit": "channels", "criterion": _Rising()}, "must be a Criterion"),
+        ({"criterion": _Flat()}, "scores channels"),
+        ({"unit": "channels", "criterion": "l1"}, "must be a Criterion"),
         ({"skip": ["tow"]}, "Did you mean 'two'"),
         ({"evaluate": lambda model: float("nan")}, "finite number"),
         ({"evaluate": lambda model: None}, "finite number"),

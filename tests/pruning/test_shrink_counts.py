@@ -93,10 +93,10 @@ def test_global_scope_keeps_a_channel_of_each_layer():
     class FirstLayers(Criterion):
         comparable = True
 
-        def scores(self, dependencies):
+        def scores(self, candidates):
             return {
-                name: np.full(len(producer.units), float(index))
-                for index, (name, producer) in enumerate(dependencies.producers.items())
+                name: np.full(kernel.channels, float(index))
+                for index, (name, kernel) in enumerate(candidates.items())
             }
 
     _, report = shrink(chain(4, 4, 4), 0.6, FirstLayers(), "global")
@@ -273,19 +273,19 @@ def test_bad_arguments_are_told_in_one_line(arguments, words):
 @pytest.mark.parametrize("scores", [np.ones(3), np.full(4, np.nan), None])
 def test_bad_scores_are_refused(scores):
     class Bad(Criterion):
-        def scores(self, dependencies):
-            return {} if scores is None else dict.fromkeys(dependencies.producers, scores)
+        def scores(self, candidates):
+            return {} if scores is None else dict.fromkeys(candidates, scores)
 
-    with pytest.raises(TfcompError, match="array of 4 finite scores"):
+    with pytest.raises(TfcompError, match=r"scores of shape .* or \(4,\) for its channels"):
         shrink(chain(4, classes=4), criterion=Bad())
 
 
 def test_scores_that_are_no_dict_are_refused():
     class Nothing(Criterion):
-        def scores(self, dependencies):
+        def scores(self, candidates):
             return None
 
-    with pytest.raises(TfcompError, match="as a dict from names of layers to arrays") as caught:
+    with pytest.raises(TfcompError, match="as a dict from names of kernels or layers") as caught:
         shrink(chain(4), criterion=Nothing())
     assert "\n" not in str(caught.value)
 

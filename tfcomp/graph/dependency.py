@@ -63,10 +63,19 @@ class Producer:
 
     def filters(self) -> npt.NDArray[np.float32]:
         """The kernel as a matrix, [channels, weights of one filter], bias not included."""
-        kernel = keras.ops.convert_to_numpy(weight_of(self.layer, self.kernel.weight))
-        rows = np.moveaxis(kernel, self.kernel.axis, 0)
+        return self.rows(keras.ops.convert_to_numpy(weight_of(self.layer, self.kernel.weight)))
+
+    def rows(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """An array of the kernel's shape as a matrix, [channels, weights of one filter]."""
+        rows = np.moveaxis(values, self.kernel.axis, 0)
         by_gate = rows.reshape(self.gates, len(self.units), -1)
         return np.moveaxis(by_gate, 0, 1).reshape(len(self.units), -1)
+
+    def spread(self, values: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """One number for each channel, [channels], in the kernel's shape."""
+        along = [1] * len(shape)
+        along[self.kernel.axis] = -1
+        return np.broadcast_to(np.tile(values, self.gates).reshape(along), shape)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

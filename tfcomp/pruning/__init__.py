@@ -7,8 +7,9 @@ from tfcomp.pruning.activation_criteria import (
 )
 from tfcomp.pruning.batch_norm_scale import BatchNormScale
 from tfcomp.pruning.budget import Budget, Spending
+from tfcomp.pruning.candidates import Candidate, Candidates
 from tfcomp.pruning.connectivity import ErrorBarrier, error_barrier
-from tfcomp.pruning.criteria import Criterion, L1Norm, L2Norm, Random
+from tfcomp.pruning.criteria import Criterion, L1Norm, L2Norm, Magnitude, Random, RandomWeights
 from tfcomp.pruning.energy import Energy, EnergyCosts, LayerEnergy, estimate_energy
 from tfcomp.pruning.energy_aware import EnergyReport, LayerError, prune_by_energy
 from tfcomp.pruning.geometric_median import FPGM
@@ -17,7 +18,6 @@ from tfcomp.pruning.initialization import (
     SNIP,
     GraSP,
     InitializationReport,
-    RandomWeights,
     SynFlow,
     prune_at_initialization,
 )
@@ -37,7 +37,6 @@ from tfcomp.pruning.supermask import Supermask, SupermaskTrainer, supermask
 from tfcomp.pruning.taylor import Oracle, Taylor
 from tfcomp.pruning.thresholds import threshold_ratios
 from tfcomp.pruning.units import NM, Blocks, Filters, Kernels, Layers, Unit, Weights
-from tfcomp.pruning.weight_criteria import Magnitude, WeightCriterion
 
 __all__ = [
     "FPGM",
@@ -49,6 +48,8 @@ __all__ = [
     "BatchNormScale",
     "Blocks",
     "Budget",
+    "Candidate",
+    "Candidates",
     "ConstantSparsity",
     "CosineDecay",
     "Criterion",
@@ -87,7 +88,6 @@ __all__ = [
     "Taylor",
     "Ticket",
     "Unit",
-    "WeightCriterion",
     "Weights",
     "error_barrier",
     "estimate_energy",

@@ -9,38 +9,34 @@ import numpy as np
 import tensorflow as tf
 
 from tfcomp.errors import TfcompError
-from tfcomp.graph import Dependencies
 from tfcomp.graph.feature_maps import feature_model
-from tfcomp.pruning.criteria import Scores
+from tfcomp.pruning.candidates import Candidates, Scores
 from tfcomp.pruning.data_criterion import DataCriterion
 
 
 class _ActivationCriterion(DataCriterion):
     """Accumulates moments of each channel over samples, positions and calls of a shared layer."""
 
-    def scores(self, dependencies: Dependencies) -> dict[str, Scores]:
-        """The statistic of each channel; zeros for layers of which nothing can be removed.
+    def scores(self, candidates: Candidates) -> dict[str, Scores]:
+        """The statistic of each channel.
 
         Raises:
             TfcompError: If the data is not as described, or the criterion does not apply.
         """
-        maps = self._maps(dependencies, through_sums=True)
-        moments = {name: _Moments(len(dependencies.producers[name].units)) for name in maps}
+        maps = self._maps(candidates, through_sums=True)
+        moments = {name: _Moments(len(candidates.producers[name].units)) for name in maps}
         if maps:
-            model = feature_model(dependencies.graph, maps)
+            model = feature_model(candidates.graph, maps)
             step = tf.function(
                 lambda x: tf.nest.map_structure(self._batch, model(x, training=False)),
                 reduce_retracing=True,
             )
-            for x, _ in self._batches(dependencies.graph):
+            for x, _ in self._batches(candidates.graph):
                 for name, calls in step(x).items():
                     for count, mean, square in calls:
                         moments[name].add(int(count), mean.numpy(), square.numpy())
-        self._check(dependencies, moments)
-        return {
-            name: self._score(moments[name]) if name in moments else np.zeros(len(producer.units))
-            for name, producer in dependencies.producers.items()
-        }
+        self._check(candidates, moments)
+        return {name: self._score(found) for name, found in moments.items()}
 
     def _batch(self, feature_map: Any) -> tuple[Any, Any, Any]:
         """Number of values per channel, their mean, and their mean square about it."""
@@ -52,7 +48,7 @@ class _ActivationCriterion(DataCriterion):
     def _values(self, feature_map: Any) -> Any:
         return feature_map
 
-    def _check(self, dependencies: Dependencies, moments: dict[str, _Moments]) -> None:
+    def _check(self, candidates: Candidates, moments: dict[str, _Moments]) -> None:
         """Raises where the statistic tells nothing."""
 
     @abc.abstractmethod
@@ -105,12 +101,12 @@ class APoZ(_ActivationCriterion):
 
     Example:
         >>> import keras
-        >>> from tfcomp.graph import dependencies
+        >>> from tfcomp.pruning import Candidates
         >>> dense = keras.layers.Dense(2, "relu", name="d")
         >>> model = keras.Sequential([keras.Input((1,)), dense, keras.layers.Dense(1)])
         >>> dense.set_weights([np.array([[1.0, 1.0]]), np.array([0.0, 9.0])])
         >>> data = np.array([[-1.0], [-2.0], [-3.0], [4.0]])
-        >>> APoZ(data).scores(dependencies(model))["d"].tolist()
+        >>> APoZ(data).scores(Candidates.of_channels(model))["d"].tolist()
         [0.25, 1.0]
     """
 
@@ -120,13 +116,15 @@ class APoZ(_ActivationCriterion):
     def _score(self, moments: _Moments) -> Scores:
         return moments.mean
 
-    def _check(self, dependencies: Dependencies, moments: dict[str, _Moments]) -> None:
-        for group in dependencies.groups:
-            if all((moments[name].mean == 1.0).all() for name in group.layers):
-                names = ", ".join(map(repr, group.layers))
+    def _check(self, candidates: Candidates, moments: dict[str, _Moments]) -> None:
+        coupled = [group.layers for group in candidates.groups]
+        alone = set(moments) - {name for layers in coupled for name in layers}
+        for layers in (*coupled, *((name,) for name in sorted(alone))):
+            if all((moments[name].mean == 1.0).all() for name in layers):
+                names = ", ".join(map(repr, layers))
                 raise TfcompError(
                     f"APoZ expects activations of which some are zero, as behind ReLU. Received "
-                    f"none behind {names}. Name these in `spare`, or use ActivationMean."
+                    f"none behind {names}. Spare these, or use ActivationMean."
                 )
 
 
@@ -145,12 +143,12 @@ class ActivationMean(_ActivationCriterion):
 
     Example:
         >>> import keras
-        >>> from tfcomp.graph import dependencies
+        >>> from tfcomp.pruning import Candidates
         >>> dense = keras.layers.Dense(2, "relu", name="d")
         >>> model = keras.Sequential([keras.Input((1,)), dense, keras.layers.Dense(1)])
         >>> dense.set_weights([np.array([[1.0, 1.0]]), np.array([0.0, 9.0])])
         >>> data = np.array([[-1.0], [-2.0], [-3.0], [4.0]])
-        >>> ActivationMean(data).scores(dependencies(model))["d"].tolist()
+        >>> ActivationMean(data).scores(Candidates.of_channels(model))["d"].tolist()
         [1.0, 8.5]
     """
 
@@ -175,12 +173,12 @@ class ActivationStandardDeviation(_ActivationCriterion):
 
     Example:
         >>> import keras
-        >>> from tfcomp.graph import dependencies
+        >>> from tfcomp.pruning import Candidates
         >>> dense = keras.layers.Dense(2, name="d")
         >>> model = keras.Sequential([keras.Input((1,)), dense, keras.layers.Dense(1)])
         >>> dense.set_weights([np.array([[1.0, 0.0]]), np.array([0.0, 9.0])])
         >>> data = np.array([[-1.0], [1.0]])
-        >>> ActivationStandardDeviation(data).scores(dependencies(model))["d"].tolist()
+        >>> ActivationStandardDeviation(data).scores(Candidates.of_channels(model))["d"].tolist()
         [1.0, 0.0]
     """
 

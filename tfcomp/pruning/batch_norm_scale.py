@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import keras
 import numpy as np
 
 from tfcomp.errors import TfcompError
-from tfcomp.graph import FIXED, Dependencies
-from tfcomp.pruning.criteria import Criterion, Scores
+from tfcomp.graph import Graph
+from tfcomp.pruning.candidates import Candidates, Scores
+from tfcomp.pruning.criteria import Criterion
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")
@@ -24,45 +25,40 @@ class BatchNormScale(Criterion):
     Network Slimming", arXiv:1708.06519.
 
     Example:
-        >>> import keras
-        >>> from tfcomp.graph import dependencies
         >>> layers = [keras.layers.Dense(3, name="d"), keras.layers.BatchNormalization(name="n")]
         >>> model = keras.Sequential([keras.Input((2,)), *layers, keras.layers.Dense(1)])
         >>> _ = model.get_layer("n").gamma.assign([0.5, -2.0, 0.0])
-        >>> BatchNormScale().scores(dependencies(model))["d"].tolist()
+        >>> BatchNormScale().scores(Candidates.of_channels(model))["d"].tolist()
         [0.5, 2.0, 0.0]
     """
 
-    comparable: ClassVar[bool] = True
+    comparable = True
+    of_channels = True
 
-    def scores(self, dependencies: Dependencies) -> dict[str, Scores]:
-        """|γ| of each channel; zeros for layers of which nothing can be removed anyway.
+    def scores(self, candidates: Candidates) -> dict[str, Scores]:
+        """|γ| of each channel.
 
         Raises:
-            TfcompError: If channels could be removed behind which there is no γ.
+            TfcompError: If there is no γ behind a layer.
         """
-        made, without = {}, []
-        for name, producer in dependencies.producers.items():
-            gammas = self._gammas(dependencies, producer.layer)
-            if gammas:
-                made[name] = np.sum(gammas, axis=0)
-                continue
-            made[name] = np.zeros(len(producer.units))
-            if (producer.units != FIXED).any():
-                without.append(name)
+        gammas = {
+            name: self._gammas(candidates.graph, producer.layer)
+            for name, producer in candidates.producers.items()
+        }
+        without = [name for name, found in gammas.items() if not found]
         if without:
             raise TfcompError(
                 "BatchNormScale expects a BatchNormalization with a scale right behind each layer "
-                f"that is cut. Received none behind {', '.join(map(repr, without))}. Name these in "
-                "`spare`, or use another criterion."
+                f"that is cut. Received none behind {', '.join(map(repr, without))}. Spare these, "
+                "or use another criterion."
             )
-        return made
+        return {name: np.sum(found, axis=0) for name, found in gammas.items()}
 
-    def _gammas(self, dependencies: Dependencies, layer: Any) -> list[Scores]:
+    def _gammas(self, graph: Graph, layer: Any) -> list[Scores]:
         readers = {
             reader.name: reader.op
-            for node in dependencies.graph.calls(layer)
-            for reader in dependencies.graph.consumers(node.outputs[0])
+            for node in graph.calls(layer)
+            for reader in graph.consumers(node.outputs[0])
             if isinstance(reader.op, keras.layers.BatchNormalization) and reader.op.scale
         }
         values = (keras.ops.convert_to_numpy(op.gamma) for op in readers.values())

@@ -8,9 +8,10 @@ from typing import Any
 import keras
 
 from tfcomp.errors import TfcompError
-from tfcomp.graph import FIXED, Dependencies, Graph, Producer
+from tfcomp.graph import Graph
 from tfcomp.graph.feature_maps import channel_axis, feature_maps
 from tfcomp.graph.trace import Tensor
+from tfcomp.pruning.candidates import Candidates
 from tfcomp.pruning.criteria import Criterion
 from tfcomp.pruning.samples import batches_of, check_shapes, labelled_batches
 
@@ -26,6 +27,8 @@ class DataCriterion(Criterion):
         batch_size: Size of a batch where `data` is not a dataset. Default 32.
     """
 
+    of_channels = True
+
     def __init__(self, data: Any, batch_size: int = 32) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise TfcompError(
@@ -40,6 +43,12 @@ class DataCriterion(Criterion):
             f"{type(self).__name__} holds data, which cannot be written to a configuration. "
             "Make it anew where it is needed."
         )
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
     def _settings(self) -> dict[str, Any]:
         """The arguments that it prints."""
@@ -59,17 +68,15 @@ class DataCriterion(Criterion):
                 check_shapes(graph, x, user)
             yield x, y
 
-    def _maps(self, dependencies: Dependencies, through_sums: bool = False) -> Maps:
-        """The feature maps of all layers of which something can be removed, by name.
+    def _maps(self, candidates: Candidates, through_sums: bool = False) -> Maps:
+        """The feature maps of all layers that are judged, by name.
 
         Raises:
             TfcompError: If the channels of one are not an axis of its output.
         """
         maps: Maps = {}
-        for name, producer in dependencies.producers.items():
-            if not removable(producer):
-                continue
-            maps[name] = feature_maps(dependencies.graph, name, through_sums=through_sums)
+        for name, producer in candidates.producers.items():
+            maps[name] = feature_maps(candidates.graph, name, through_sums=through_sums)
             axis = channel_axis(producer.layer)
             sizes = {tensor.shape[axis] for tensor in maps[name]}
             heads = isinstance(producer.layer, keras.layers.MultiHeadAttention)
@@ -78,11 +85,6 @@ class DataCriterion(Criterion):
                 raise TfcompError(
                     f"{type(self).__name__} expects the {len(producer.units)} channels of "
                     f"{name!r} on an axis of its output. Received: a {kind}, which has none "
-                    f"of that kind. Name it in `spare`, or use a criterion on weights."
+                    f"of that kind. Spare it, or use a criterion on weights."
                 )
         return maps
-
-
-def removable(producer: Producer) -> bool:
-    """Whether any of a layer's channels can be removed."""
-    return bool((producer.units != FIXED).any())

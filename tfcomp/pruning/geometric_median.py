@@ -5,8 +5,8 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from tfcomp.graph import Dependencies
-from tfcomp.pruning.criteria import Criterion, Scores
+from tfcomp.pruning.candidates import Candidates, Scores
+from tfcomp.pruning.criteria import Criterion
 
 # Rows compared at a time: bounds the memory of a layer with thousands of filters.
 _ROWS = 256
@@ -23,19 +23,19 @@ class FPGM(Criterion):
     Neural Networks Acceleration", arXiv:1811.00250.
 
     Example:
-        >>> import keras
-        >>> from tfcomp.graph import dependencies
-        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="d")])
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="d")], name="m")
         >>> _ = model.layers[0].kernel.assign([[0.0, 3.0, 0.0], [0.0, 4.0, 1.0]])
-        >>> [round(score, 3) for score in FPGM().scores(dependencies(model))["d"].tolist()]
+        >>> FPGM().scores(Candidates.of_kernels(model))["m/d/kernel"].round(3).tolist()
         [6.0, 9.243, 5.243]
     """
 
-    def scores(self, dependencies: Dependencies) -> dict[str, Scores]:
+    of_channels = True
+
+    def scores(self, candidates: Candidates) -> dict[str, Scores]:
         """The sum of the distances to all filters of the layer."""
         return {
-            name: _distances(producer.filters().astype(np.float64))
-            for name, producer in dependencies.producers.items()
+            name: _distances(kernel.filters().astype(np.float64))
+            for name, kernel in candidates.items()
         }
 
 

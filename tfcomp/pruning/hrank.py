@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tfcomp.errors import TfcompError
-from tfcomp.graph import Dependencies
 from tfcomp.graph.feature_maps import feature_model
-from tfcomp.pruning.criteria import Scores
+from tfcomp.pruning.candidates import Candidates, Scores
 from tfcomp.pruning.data_criterion import DataCriterion
 
 
@@ -38,25 +37,25 @@ class HRank(DataCriterion):
 
     Example:
         >>> import keras
-        >>> from tfcomp.graph import dependencies
+        >>> from tfcomp.pruning import Candidates
         >>> conv = keras.layers.Conv2D(2, 1, use_bias=False, name="c")
         >>> model = keras.Sequential([keras.Input((2, 2, 2)), conv, keras.layers.Flatten(),
         ...                           keras.layers.Dense(1)])
         >>> conv.set_weights([np.eye(2).reshape(1, 1, 2, 2)])
         >>> image = np.stack([np.eye(2), np.ones((2, 2))], axis=-1)
-        >>> HRank(image[None]).scores(dependencies(model))["c"].tolist()
+        >>> HRank(image[None]).scores(Candidates.of_channels(model))["c"].tolist()
         [2.0, 1.0]
     """
 
-    def scores(self, dependencies: Dependencies) -> dict[str, Scores]:
-        """The mean rank of each channel; zeros for layers of which nothing can be removed."""
-        maps = self._maps(dependencies, through_sums=True)
-        scores = {name: np.zeros(len(p.units)) for name, p in dependencies.producers.items()}
+    def scores(self, candidates: Candidates) -> dict[str, Scores]:
+        """The mean rank of each channel."""
+        maps = self._maps(candidates, through_sums=True)
+        scores = {name: np.zeros(len(candidates.producers[name].units)) for name in maps}
         if not maps:
             return scores
-        model = feature_model(dependencies.graph, maps)
+        model = feature_model(candidates.graph, maps)
         counts = dict.fromkeys(maps, 0)
-        for x, _ in self._batches(dependencies.graph):
+        for x, _ in self._batches(candidates.graph):
             for name, calls in model(x, training=False).items():
                 for feature_map in calls:
                     values = np.asarray(feature_map, np.float32)
@@ -68,7 +67,7 @@ class HRank(DataCriterion):
                     ranks = _ranks(values)
                     scores[name] += ranks.sum(axis=0)
                     counts[name] += len(ranks)
-        return {name: scores[name] / max(counts.get(name, 1), 1) for name in scores}
+        return {name: scores[name] / max(counts[name], 1) for name in scores}
 
 
 def _ranks(feature_map: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -14,44 +14,17 @@ import tensorflow as tf
 
 from tfcomp.errors import TfcompError
 from tfcomp.graph import rebuild, trace
+from tfcomp.pruning.candidates import Candidates, Scores, check_unit, weight_scores
 from tfcomp.pruning.cost import check_outputs, loss_function, told
+from tfcomp.pruning.criteria import Criterion
 from tfcomp.pruning.dependence import dependence, ones_for, restored
 from tfcomp.pruning.samples import labelled_batches
 from tfcomp.pruning.schedules import check_sparsity
 from tfcomp.pruning.sparsity import Kernel, KernelSparsity, find_kernels, measure, total_sparsity
 from tfcomp.pruning.units import Unit, Weights, remove_lowest, total_of
-from tfcomp.pruning.weight_criteria import Scores, WeightCriterion
 
 
-@keras.saving.register_keras_serializable(package="tfcomp")
-class RandomWeights(WeightCriterion):
-    """Scores drawn uniformly from [0, 1): the control of every other criterion.
-
-    Args:
-        seed: Of the scores. Default 0. Each call draws new ones: only a criterion that is as often
-            asked gives the same, and training that was interrupted goes on with others.
-
-    Example:
-        >>> RandomWeights(seed=3)
-        RandomWeights(seed=3)
-    """
-
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-        self._generator = np.random.default_rng(seed)
-
-    def scores(self, model: keras.Model, kernels: Sequence[Kernel]) -> list[Scores]:
-        """New ones in each call, so that rounds are independent of each other."""
-        return [
-            self._generator.random(tuple(kernel.variable.shape), dtype=np.float32)
-            for kernel in kernels
-        ]
-
-    def get_config(self) -> dict[str, Any]:
-        return {"seed": self.seed}
-
-
-class _LossCriterion(WeightCriterion):
+class _LossCriterion(Criterion):
     """A criterion that differentiates the cost of data, in training mode.
 
     Args:
@@ -60,6 +33,8 @@ class _LossCriterion(WeightCriterion):
             model was compiled with.
         batch_size: Size of a batch where `data` is not a dataset. Default 128.
     """
+
+    comparable = True
 
     def __init__(self, data: Any, loss: Any = None, batch_size: int = 128) -> None:
         self.data, self.batch_size = data, batch_size
@@ -102,14 +77,15 @@ class _LossCriterion(WeightCriterion):
     def _predictions(self, outputs: Any) -> Any:
         return outputs
 
-    def scores(self, model: keras.Model, kernels: Sequence[Kernel]) -> list[Scores]:
+    def scores(self, candidates: Candidates) -> dict[str, Scores]:
         """One for each weight, as said above."""
-        found = self._scores(model, kernels)
-        if not kernels or any(array.any() for array in found):
+        model = candidates.model
+        found = self._scores(candidates)
+        if not candidates or any(array.any() for array in found.values()):
             return found
         # These may be idle kernels of a network that is not.
-        every, _ = find_kernels(model, depthwise=True)
-        if not any(array.any() for array in self._scores(model, every)):
+        every = Candidates.of_kernels(model, find_kernels(model, depthwise=True)[0])
+        if not any(array.any() for array in self._scores(every).values()):
             raise TfcompError(
                 f"{type(self).__name__} expects a cost that depends on the weights. Received: one "
                 f"that gives every weight of {model.name!r} the score 0. Pass a loss of the "
@@ -118,15 +94,13 @@ class _LossCriterion(WeightCriterion):
         return found
 
     @abc.abstractmethod
-    def _scores(self, model: keras.Model, kernels: Sequence[Kernel]) -> list[Scores]:
+    def _scores(self, candidates: Candidates) -> dict[str, Scores]:
         """The same, whatever they are."""
 
-    def _gradients(
-        self, model: keras.Model, kernels: Sequence[Kernel], along: list[Any] | None = None
-    ) -> list[Any]:
+    def _gradients(self, candidates: Candidates, along: list[Any] | None = None) -> list[Any]:
         """∂C/∂w of the mean cost of all data; or ∂(vᵀ∂C/∂w)/∂w = Hv with v `along`."""
-        cost = self._cost(model)
-        variables = [kernel.variable.value for kernel in kernels]
+        cost = self._cost(candidates.model)
+        variables = [kernel.variable.value for kernel in candidates.values()]
 
         def gradients(x: Any, y: Any) -> Any:
             if along is None:
@@ -143,9 +117,9 @@ class _LossCriterion(WeightCriterion):
             return outer.gradient(product, variables, unconnected_gradients="zero")
 
         step = tf.function(gradients, reduce_retracing=True)
-        total = [np.zeros(tuple(kernel.variable.shape)) for kernel in kernels]
+        total = [np.zeros(kernel.shape) for kernel in candidates.values()]
         samples = 0
-        with restored(model):
+        with restored(candidates.model):
             user = type(self).__name__
             for x, y in labelled_batches(self.data, self.batch_size, user):
                 size = len(keras.tree.flatten(x)[0])
@@ -176,21 +150,22 @@ class SNIP(_LossCriterion):
             of the model has a score but 0.
 
     Example:
-        >>> from tfcomp.pruning import find_kernels
+        >>> from tfcomp.pruning import Candidates
         >>> layer = keras.layers.Dense(1, use_bias=False)
         >>> model = keras.Sequential([keras.Input((2,)), layer])
         >>> layer.set_weights([np.array([[1.0], [3.0]])])
         >>> criterion = SNIP((np.array([[1.0, 0.5]]), np.array([[0.0]])), "mse")
-        >>> criterion.scores(model, find_kernels(model)[0])[0].tolist()  # |w·2(wᵀx)x|
-        [[5.0], [7.5]]
+        >>> scores = criterion.scores(Candidates.of_kernels(model))  # |w·2(wᵀx)x|
+        >>> [array.tolist() for array in scores.values()]
+        [[[5.0], [7.5]]]
     """
 
-    def _scores(self, model: keras.Model, kernels: Sequence[Kernel]) -> list[Scores]:
-        gradients = self._gradients(model, kernels)
-        return [
-            np.abs(kernel.value() * gradient)
-            for kernel, gradient in zip(kernels, gradients, strict=True)
-        ]
+    def _scores(self, candidates: Candidates) -> dict[str, Scores]:
+        gradients = self._gradients(candidates)
+        return {
+            name: np.abs(kernel.value() * gradient)
+            for (name, kernel), gradient in zip(candidates.items(), gradients, strict=True)
+        }
 
 
 class GraSP(_LossCriterion):
@@ -214,13 +189,14 @@ class GraSP(_LossCriterion):
         TfcompError: If `temperature` is not above 0; in `scores` as in `SNIP`.
 
     Example:
-        >>> from tfcomp.pruning import find_kernels
+        >>> from tfcomp.pruning import Candidates
         >>> layer = keras.layers.Dense(1, use_bias=False)
         >>> model = keras.Sequential([keras.Input((1,)), layer])
         >>> layer.set_weights([np.array([[3.0]])])
         >>> criterion = GraSP((np.array([[1.0]]), np.array([[0.0]])), "mse", temperature=1.0)
-        >>> criterion.scores(model, find_kernels(model)[0])[0].tolist()  # g = 2w, H = 2
-        [[36.0]]
+        >>> scores = criterion.scores(Candidates.of_kernels(model))  # g = 2w, H = 2
+        >>> [array.tolist() for array in scores.values()]
+        [[[36.0]]]
     """
 
     def __init__(
@@ -234,18 +210,21 @@ class GraSP(_LossCriterion):
     def _predictions(self, outputs: Any) -> Any:
         return tf.nest.map_structure(lambda logits: logits / self.temperature, outputs)
 
-    def _scores(self, model: keras.Model, kernels: Sequence[Kernel]) -> list[Scores]:
-        slopes = self._gradients(model, kernels)
+    def _scores(self, candidates: Candidates) -> dict[str, Scores]:
+        slopes = self._gradients(candidates)
         along = [
             tf.cast(slope, kernel.variable.dtype)
-            for slope, kernel in zip(slopes, kernels, strict=True)
+            for slope, kernel in zip(slopes, candidates.values(), strict=True)
         ]
-        products = self._gradients(model, kernels, along)
-        return [kernel.value() * product for kernel, product in zip(kernels, products, strict=True)]
+        products = self._gradients(candidates, along)
+        return {
+            name: kernel.value() * product
+            for (name, kernel), product in zip(candidates.items(), products, strict=True)
+        }
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")
-class SynFlow(WeightCriterion):
+class SynFlow(Criterion):
     """score(w) = |w|·∂R/∂|w|, where R is the sum of the outputs for ones with all weights |w|.
 
     Without data. For networks whose activations are homogeneous, ReLU and its kin, the sum of
@@ -264,21 +243,23 @@ class SynFlow(WeightCriterion):
             is constant behind a softmax, and overflows in very deep networks.
 
     Example:
-        >>> from tfcomp.pruning import find_kernels
+        >>> from tfcomp.pruning import Candidates
         >>> a, b = (keras.layers.Dense(units, use_bias=False) for units in (2, 1))
         >>> model = keras.Sequential([keras.Input((1,)), a, b])
         >>> a.set_weights([np.array([[1.0, -2.0]])])
         >>> b.set_weights([np.array([[3.0], [5.0]])])
-        >>> [s.tolist() for s in SynFlow().scores(model, find_kernels(model)[0])]
+        >>> [s.tolist() for s in SynFlow().scores(Candidates.of_kernels(model)).values()]
         [[[3.0, 10.0]], [[3.0], [10.0]]]
     """
 
+    comparable = True
     rounds = 100
 
-    def scores(self, model: keras.Model, kernels: Sequence[Kernel]) -> list[Scores]:
+    def scores(self, candidates: Candidates) -> dict[str, Scores]:
         """The synaptic saliency of each weight."""
+        model = candidates.model
         ones = ones_for(model)
-        variables = [kernel.variable.value for kernel in kernels]
+        variables = [kernel.variable.value for kernel in candidates.values()]
         with restored(model, trainable=True):
             for variable in model.weights:
                 if keras.backend.is_float_dtype(variable.dtype):
@@ -289,11 +270,11 @@ class SynFlow(WeightCriterion):
                     [tf.reduce_sum(tf.cast(part, tf.float32)) for part in tf.nest.flatten(outputs)]
                 )
             gradients = tape.gradient(flow, variables, unconnected_gradients="zero")
-        scores = [
-            np.abs(kernel.value()).astype(np.float64) * np.asarray(gradient, np.float64)
-            for kernel, gradient in zip(kernels, gradients, strict=True)
-        ]
-        most = max((float(array.max()) for array in scores if array.size), default=0.0)
+        scores = {
+            name: np.abs(kernel.value()).astype(np.float64) * np.asarray(gradient, np.float64)
+            for (name, kernel), gradient in zip(candidates.items(), gradients, strict=True)
+        }
+        most = max((float(array.max()) for array in scores.values() if array.size), default=0.0)
         if not np.isfinite(most) or most <= 0:
             raise TfcompError(
                 f"SynFlow expects outputs that grow with the weights. Received: scores of at most "
@@ -363,7 +344,7 @@ class InitializationReport:
 def prune_at_initialization(
     model: keras.Model,
     sparsity: float,
-    criterion: WeightCriterion,
+    criterion: Criterion,
     *,
     scope: Literal["local", "global"] = "global",
     rounds: int | None = None,
@@ -380,7 +361,8 @@ def prune_at_initialization(
     Args:
         model: A built functional or Sequential model.
         sparsity: s, the fraction of weights to be zero, in [0, 1).
-        criterion: `SNIP`, `GraSP`, `SynFlow`, `RandomWeights`, `Magnitude` or one of your own.
+        criterion: `SNIP`, `GraSP`, `SynFlow`, `RandomWeights`, `Magnitude`, any other that fits the
+            unit, or one of your own.
         scope: "global" (the default, as the papers have it) compares all weights; "local" those
             of one kernel.
         rounds: R. Default: the criterion's attribute `rounds`, 100 for `SynFlow`, else 1.
@@ -405,18 +387,21 @@ def prune_at_initialization(
     sparsity = check_sparsity("sparsity", sparsity)
     if scope not in ("local", "global"):
         raise TfcompError(f'`scope` must be "local" or "global". Received: {scope!r}.')
-    if not isinstance(criterion, WeightCriterion):
+    if not isinstance(criterion, Criterion):
         raise TfcompError(
-            f"`criterion` must be a WeightCriterion, SNIP(data) for one. Received: {criterion!r}."
+            f"`criterion` must be a Criterion, SNIP(data) for one. Received: {criterion!r}."
         )
     total = _checked_rounds(rounds, criterion)
     part = _checked_unit(unit, sparsity, scope)
+    if criterion.of_channels:
+        check_unit(criterion, part)
     pruned = rebuild(trace(model))
     kernels, skipped = _kernels(pruned, part, skip, depthwise)
     together = [list(kernels)] if scope == "global" else [[kernel] for kernel in kernels]
     for done in range(1, total + 1):
         share = sparsity if done == total else 1 - (1 - sparsity) ** (done / total)
-        found = dict(zip(kernels, _scores(criterion, pruned, kernels, model), strict=True))
+        scores = _scores(criterion, pruned, kernels, model, part, scope)
+        found = dict(zip(kernels, scores, strict=True))
         for group in together:
             _remove(part, group, [found[kernel] for kernel in group], share)
     emptied = tuple(kernel.name for kernel in kernels if kernel.zeros() == kernel.size)
@@ -435,7 +420,7 @@ def prune_at_initialization(
     return pruned, report
 
 
-def _checked_rounds(rounds: int | None, criterion: WeightCriterion) -> int:
+def _checked_rounds(rounds: int | None, criterion: Criterion) -> int:
     total = rounds if rounds is not None else getattr(criterion, "rounds", 1)
     if isinstance(total, bool) or not isinstance(total, int) or total < 1:
         raise TfcompError(f"`rounds` must be a whole number of at least 1. Received: {rounds!r}.")
@@ -488,20 +473,15 @@ def _remove(unit: Unit, group: list[Kernel], scores: list[Scores], share: float)
 
 
 def _scores(
-    criterion: WeightCriterion,
+    criterion: Criterion,
     pruned: keras.Model,
     kernels: Sequence[Kernel],
     model: keras.Model,
+    unit: Unit,
+    scope: str,
 ) -> list[Scores]:
     if isinstance(criterion, _LossCriterion) and criterion.loss is None:
         # The copy is not compiled.
         pruned.loss = getattr(model, "loss", None)
-    scores = [np.asarray(array) for array in criterion.scores(pruned, kernels)]
-    for kernel, array in zip(kernels, scores, strict=True):
-        if array.shape != tuple(kernel.variable.shape) or not np.isfinite(array).all():
-            raise TfcompError(
-                f"{criterion!r} must give {kernel.name!r} finite scores of its shape, "
-                f"{tuple(kernel.variable.shape)}. Received: shape {array.shape}, "
-                f"{np.count_nonzero(~np.isfinite(array))} not finite."
-            )
-    return scores
+    masks = [kernel.value() != 0 for kernel in kernels] if scope == "global" else None
+    return weight_scores(criterion, pruned, kernels, [unit] * len(kernels), masks)

@@ -15,13 +15,14 @@ import numpy as np
 from tfcomp.errors import TfcompError
 from tfcomp.files import replacing
 from tfcomp.graph import Dependencies, dependencies, remove_units
-from tfcomp.pruning.criteria import Criterion, L1Norm
+from tfcomp.pruning.candidates import weight_scores
+from tfcomp.pruning.criteria import Criterion, L1Norm, Magnitude
 from tfcomp.pruning.masks import keep_mask, pruned_count
 from tfcomp.pruning.schedules import check_sparsity
 from tfcomp.pruning.scores import finite_score
 from tfcomp.pruning.shrink import importances, select
 from tfcomp.pruning.sparsity import find_kernels
-from tfcomp.pruning.weight_criteria import Magnitude, WeightCriterion
+from tfcomp.pruning.units import Weights
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 Evaluate = Callable[[keras.Model], float]
@@ -157,7 +158,7 @@ def sensitivity(
     *,
     unit: Unit = "weights",
     sparsities: Sequence[float] = SPARSITIES,
-    criterion: WeightCriterion | Criterion | None = None,
+    criterion: Criterion | None = None,
     skip: Iterable[str] = (),
     depthwise: bool = False,
 ) -> Sensitivity:
@@ -174,8 +175,8 @@ def sensitivity(
             a loss. For channels it is given new models, not compiled.
         unit: "weights" (the default) or "channels".
         sparsities: Fractions in [0, 1) to be removed. Default 0.1, 0.2, … 0.9.
-        criterion: A `WeightCriterion` or, for channels, a `Criterion`. Default `Magnitude()`,
-            for channels `L1Norm()`.
+        criterion: A `Criterion`, for weights one that scores these. Default `Magnitude()`, for
+            channels `L1Norm()`.
         skip: Names of layers to leave out.
         depthwise: Whether depthwise kernels are measured as well, of weights. Default False, as
             in `PruneWeights`.
@@ -211,19 +212,18 @@ def sensitivity(
     fractions = tuple(sorted({check_sparsity("sparsities", value) for value in sparsities}))
     if not fractions:
         raise TfcompError("`sparsities` must hold a fraction or more. Received: none.")
-    wanted: type[WeightCriterion] | type[Criterion]
-    if unit == "weights":
-        wanted, judge = WeightCriterion, criterion or Magnitude()
-    elif unit == "channels":
-        wanted, judge = Criterion, criterion or L1Norm()
-    else:
+    if unit not in ("weights", "channels"):
         raise TfcompError(f'`unit` must be "weights" or "channels". Received: {unit!r}.')
-    if not isinstance(judge, wanted):
+    judge = criterion or (Magnitude() if unit == "weights" else L1Norm())
+    if not isinstance(judge, Criterion):
+        raise TfcompError(f"`criterion` must be a Criterion. Received: {criterion!r}.")
+    if unit == "weights" and judge.of_channels:
         raise TfcompError(
-            f"`criterion` must be a {wanted.__name__} for unit={unit!r}. Received: {criterion!r}."
+            f"{judge!r} scores channels. Received: unit={unit!r}. Take "
+            'unit="channels", or a criterion on weights, Magnitude() for one.'
         )
     baseline = finite_score("evaluate", evaluate, model)
-    if isinstance(judge, WeightCriterion):
+    if unit == "weights":
         rows = _by_weights(model, evaluate, fractions, judge, skip, depthwise)
     else:
         rows = _by_channels(model, evaluate, fractions, judge, skip)
@@ -241,7 +241,7 @@ def _by_weights(
     model: keras.Model,
     evaluate: Evaluate,
     fractions: Sequence[float],
-    criterion: WeightCriterion,
+    criterion: Criterion,
     skip: Iterable[str],
     depthwise: bool,
 ) -> _Rows:
@@ -249,7 +249,8 @@ def _by_weights(
     if not kernels:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise TfcompError(f"There is no kernel to prune in {model.name!r}: {reasons}.")
-    for kernel, values in zip(kernels, criterion.scores(model, kernels), strict=True):
+    scores = weight_scores(criterion, model, kernels, [Weights()] * len(kernels))
+    for kernel, values in zip(kernels, scores, strict=True):
         before = kernel.value().copy()
         row = []
         try:
@@ -273,7 +274,7 @@ def _by_channels(
     if not found.n_units:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in found.skipped.items())
         raise TfcompError(f"No channel of {model.name!r} can be removed: {reasons}.")
-    importance = importances(found, criterion)
+    importance = importances(model, found, criterion)
     for group in found.groups:
         row = []
         for fraction in fractions:

@@ -25,7 +25,8 @@ from tfcomp.pruning.activation_criteria import ActivationMean, ActivationStandar
 from tfcomp.pruning.batch_norm_scale import BatchNormScale
 from tfcomp.pruning.budget import Budget, Spending
 from tfcomp.pruning.budget_search import spend
-from tfcomp.pruning.criteria import Criterion, L1Norm, L2Norm, Random, Scores
+from tfcomp.pruning.candidates import Candidates, Scores, channel_scores
+from tfcomp.pruning.criteria import Criterion, L1Norm, L2Norm, Random
 from tfcomp.pruning.geometric_median import FPGM
 from tfcomp.pruning.hrank import HRank
 from tfcomp.pruning.taylor import Oracle, Taylor
@@ -207,7 +208,7 @@ def shrink(
             f"No channel of {model.name!r} can be removed ({reasons or 'it has no layers'}). "
             "Leave this step out, or use another model."
         )
-    importance = importances(found, judge)
+    importance = importances(model, found, judge)
 
     def chosen(ratio: float | Mapping[str, float]) -> list[int]:
         return select(found, importance, ratio, scope, round_to, judge.comparable)
@@ -343,33 +344,16 @@ def _relative(importance: Scores, pools: list[npt.NDArray[np.int64]]) -> Scores:
     return relative
 
 
-def importances(found: Dependencies, criterion: Criterion) -> Scores:
+def importances(model: keras.Model, found: Dependencies, criterion: Criterion) -> Scores:
     """The importance of each unit, shape [n_units]: the sum of its channels' scores.
 
     Raises:
-        TfcompError: If the criterion does not give a finite score for each channel.
+        TfcompError: If the criterion does not give finite scores for each layer.
     """
-    scores = criterion.scores(found)
-    if not isinstance(scores, Mapping):
-        raise TfcompError(
-            f"{criterion!r} must give scores as a dict from names of layers to arrays. Received: "
-            f"{scores!r}."
-        )
     importance = np.zeros(found.n_units + 1)
-    for name, producer in found.producers.items():
-        values = np.asarray(scores.get(name, ()), dtype=np.float64)
-        if values.shape != producer.units.shape or not np.isfinite(values).all():
-            raise TfcompError(
-                f"{criterion!r} must give layer {name!r} an array of {len(producer.units)} finite "
-                f"scores, one for each channel. Received: {_described(values)}."
-            )
-        np.add.at(importance, producer.units, values)
+    for name, scores in channel_scores(criterion, Candidates.of_channels(model, found)).items():
+        np.add.at(importance, found.producers[name].units, scores.astype(np.float64))
     return importance[:-1]
-
-
-def _described(values: Scores) -> str:
-    bad = np.count_nonzero(~np.isfinite(values))
-    return f"shape {values.shape}" + (f" with {bad} not finite" if bad else "")
 
 
 def _layer_channels(found: Dependencies, removed: list[int]) -> Iterator[LayerChannels]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfcomp.errors import TfcompError
-from tfcomp.graph import FIXED, Dependencies
 from tfcomp.graph.feature_maps import Tap, tapped_model
 from tfcomp.profiling.macs import UncountedError, call_macs
+from tfcomp.pruning.candidates import Candidates, Scores
 from tfcomp.pruning.cost import Loss, check_outputs, loss_function, told
-from tfcomp.pruning.criteria import Scores
 from tfcomp.pruning.data_criterion import DataCriterion
 
 Taps = dict[str, list[Tap]]
@@ -24,7 +23,7 @@ Taps = dict[str, list[Tap]]
 class _CostCriterion(DataCriterion):
     """A criterion that looks at the cost of samples."""
 
-    comparable: ClassVar[bool] = True
+    comparable = True
 
     def __init__(self, loss: Loss, data: Any, batch_size: int) -> None:
         super().__init__(data, batch_size)
@@ -71,13 +70,13 @@ class Taylor(_CostCriterion):
             not known.
 
     Example:
-        >>> from tfcomp.graph import dependencies
+        >>> from tfcomp.pruning import Candidates
         >>> hidden, out = keras.layers.Dense(2, name="h"), keras.layers.Dense(1)
         >>> model = keras.Sequential([keras.Input((1,)), hidden, out])
         >>> hidden.set_weights([np.array([[3.0, 1.0]]), np.zeros(2)])
         >>> out.set_weights([np.array([[1.0], [4.0]]), np.zeros(1)])
         >>> data = np.array([[1.0]]), np.array([[0.0]])
-        >>> Taylor("mse", data).scores(dependencies(model))["h"].round(4).tolist()
+        >>> Taylor("mse", data).scores(Candidates.of_channels(model))["h"].round(4).tolist()
         [0.6, 0.8]
     """
 
@@ -93,17 +92,17 @@ class Taylor(_CostCriterion):
     def _settings(self) -> dict[str, Any]:
         return {"flops_weight": self.flops_weight} if self.flops_weight else {}
 
-    def scores(self, dependencies: Dependencies) -> dict[str, Scores]:
-        """Θ, normalised and regularised; zeros for layers of which nothing can be removed."""
-        scores = {name: np.zeros(len(p.units)) for name, p in dependencies.producers.items()}
-        maps = self._maps(dependencies)
+    def scores(self, candidates: Candidates) -> dict[str, Scores]:
+        """Θ, normalised and regularised."""
+        maps = self._maps(candidates)
+        scores = {name: np.zeros(len(candidates.producers[name].units)) for name in maps}
         if not maps:
             return scores
-        model, taps = tapped_model(dependencies.graph, maps)
+        model, taps = tapped_model(candidates.graph, maps)
         check_outputs(self.loss, model, type(self).__name__)
         step = tf.function(lambda x, y: self._step(model, taps, x, y), reduce_retracing=True)
         moves = False
-        for x, y in self._batches(dependencies.graph, labels=True):
+        for x, y in self._batches(candidates.graph, labels=True):
             with told("Taylor"):
                 found, moved = step(x, y)
             moves = moves or bool(moved)
@@ -119,7 +118,7 @@ class Taylor(_CostCriterion):
             norm = np.linalg.norm(scores[name])
             scores[name] /= norm if norm > 0 else 1.0
             if self.flops_weight:
-                scores[name] -= self.flops_weight * _mflops(dependencies, name)
+                scores[name] -= self.flops_weight * _mflops(candidates, name)
         return scores
 
     def _step(self, model: keras.Model, taps: Taps, x: Any, y: Any) -> tuple[dict[str, Any], Any]:
@@ -167,35 +166,35 @@ class Oracle(_CostCriterion):
         TfcompError: If an argument is not as described; in `scores`, if the data has no labels.
 
     Example:
-        >>> from tfcomp.graph import dependencies
+        >>> from tfcomp.pruning import Candidates
         >>> hidden, out = keras.layers.Dense(2, name="h"), keras.layers.Dense(1)
         >>> model = keras.Sequential([keras.Input((1,)), hidden, out])
         >>> hidden.set_weights([np.array([[3.0, 1.0]]), np.zeros(2)])
         >>> out.set_weights([np.array([[1.0], [4.0]]), np.zeros(1)])
         >>> data = np.array([[1.0]]), np.array([[0.0]])
-        >>> Oracle("mse", data).scores(dependencies(model))["h"].tolist()  # |16 - 49|, |9 - 49|
+        >>> channels = Candidates.of_channels(model)
+        >>> Oracle("mse", data).scores(channels)["h"].tolist()  # |16 - 49|, |9 - 49|
         [33.0, 40.0]
     """
 
     def __init__(self, loss: Loss, data: Any, batch_size: int = 32) -> None:
         super().__init__(loss, data, batch_size)
 
-    def scores(self, dependencies: Dependencies) -> dict[str, Scores]:
+    def scores(self, candidates: Candidates) -> dict[str, Scores]:
         """The change of the cost for each channel; zeros for those that are never removed."""
-        producers = dependencies.producers
-        scores = {name: np.zeros(len(p.units)) for name, p in producers.items()}
-        maps = self._maps(dependencies)
+        maps = self._maps(candidates)
+        scores = {name: np.zeros(len(candidates.producers[name].units)) for name in maps}
         if not maps:
             return scores
-        model, taps = tapped_model(dependencies.graph, maps)
+        model, taps = tapped_model(candidates.graph, maps)
         check_outputs(self.loss, model, type(self).__name__)
         step = tf.function(
             lambda x, y, kept: self._step(model, taps, x, y, kept), reduce_retracing=True
         )
-        ones = {name: tf.ones(len(producers[name].units)) for name in maps}
-        channels = {name: np.flatnonzero(producers[name].units != FIXED).tolist() for name in maps}
+        ones = {name: tf.ones(len(scores[name])) for name in maps}
+        channels = {name: candidates.judged(name).tolist() for name in maps}
         samples = 0
-        for x, y in self._batches(dependencies.graph, labels=True):
+        for x, y in self._batches(candidates.graph, labels=True):
             samples += len(keras.tree.flatten(x)[0])
             with told("Oracle"):
                 cost = float(step(x, y, ones))
@@ -234,9 +233,9 @@ def _mean(feature_map: Any, slope: Any) -> Any:
     return tf.reduce_mean(product, axis=list(range(1, product.shape.rank - 1)))
 
 
-def _mflops(dependencies: Dependencies, name: str) -> float:
+def _mflops(candidates: Candidates, name: str) -> float:
     """Millions of operations, 2 for each multiply-add, that one channel of a layer takes."""
-    calls = [node for node in dependencies.graph.nodes if node.name == name]
+    calls = [node for node in candidates.graph.nodes if node.name == name]
     try:
         macs = sum(
             call_macs(node.op, [t.shape for t in node.inputs], node.outputs[0].shape)
@@ -247,4 +246,4 @@ def _mflops(dependencies: Dependencies, name: str) -> float:
             f"Taylor with a flops_weight expects multiply-adds that are known. Received: {name!r}, "
             f"of which {error}. Spare it, or leave flops_weight at 0."
         ) from error
-    return 2e-6 * macs / len(dependencies.producers[name].units)
+    return 2e-6 * macs / len(candidates.producers[name].units)
