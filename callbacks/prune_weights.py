@@ -314,9 +314,15 @@ class PruneWeights(keras.callbacks.Callback):
                 + (', or take scope="local".' if self.scope == "global" else ".")
             )
         elif report.disconnected:
+            removed = ", ".join(report.removed_layers)
             message += (
                 f"{' ' if message else ''}Layer collapse: no way leads from an input to an output "
-                f"without {', '.join(report.removed_layers)}. Ask for less, or `skip` these."
+                + (
+                    f"without {removed}. Ask for less, or `skip` these."
+                    if removed
+                    else "any more. "
+                )
+                + ("" if removed else "Ask for less, or `skip` the smallest layers.")
             )
         if message:
             warnings.warn(message, stacklevel=2)

@@ -28,7 +28,7 @@ class PruningReport:
             asked for at `step`, and the unit.
         collapsed: Kernels of which no weight is left: nothing passes them (layer collapse).
         removed_layers: Kernels that the unit `Layers()` has removed, on purpose.
-        disconnected: Whether no output depends on any input without these. It is found where inputs
+        disconnected: Whether no output depends on any input, by the masks. It is found where inputs
             are of a fixed shape and of floating-point numbers.
         by_units: What the sparsity would be if all units held as many weights.
     """

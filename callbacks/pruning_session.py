@@ -370,18 +370,18 @@ class Session:
             size += weights
         return zeros / max(size, 1)
 
-    def _emptied(self, whole: bool) -> list[Kernel]:
-        """Kernels of which nothing is left, where whole layers were to go or where not."""
-        return [
-            kernel
+    def _emptied(self, masks: list[Mask], whole: bool) -> tuple[str, ...]:
+        """Names of kernels of which nothing is left, where whole layers were to go or where not."""
+        return tuple(
+            self.kernels[index].name
             for group in self.groups
             if group.unit.whole == whole
-            for kernel in self._of(group)
-            if kernel.zeros() == kernel.size
-        ]
+            for index in group.indices
+            if not masks[index].any()
+        )
 
     def report(self) -> PruningReport:
-        removed = self._emptied(whole=True)
+        masks = self._masks()
         return PruningReport(
             kernels=measure(self.kernels),
             skipped=self.skipped,
@@ -391,9 +391,11 @@ class Session:
             start_step=self.start_step,
             rezeroed=self.rezeroed,
             by_units=self._by_units(),
-            collapsed=tuple(kernel.name for kernel in self._emptied(whole=False)),
-            removed_layers=tuple(kernel.name for kernel in removed),
-            disconnected=any(_is_cut(network, removed) for network in networks_of(self.model)),
+            collapsed=self._emptied(masks, whole=False),
+            removed_layers=self._emptied(masks, whole=True),
+            disconnected=any(
+                is_cut_by(network, self.kernels, masks) for network in networks_of(self.model)
+            ),
             unit=repr(self.settings.unit),
             criterion=repr(self.settings.criterion),
             overrides={
@@ -414,12 +416,6 @@ def _mask_like_zeros(kernel: Kernel, constraint: Masked) -> int:
     zeros = kernel.zeros()
     by_itself = isinstance(constraint.constraint, keras.constraints.NonNeg)
     return 0 if by_itself or zeros == kernel.size else zeros
-
-
-def _is_cut(network: keras.Model, removed: list[Kernel]) -> bool:
-    """Whether nothing passes a network without those of the removed kernels that are its own."""
-    own = {id(variable) for variable in network.weights}
-    return is_cut_by(network, [kernel for kernel in removed if id(kernel.variable) in own])
 
 
 def _weak(value: Any) -> Callable[[], Any]:

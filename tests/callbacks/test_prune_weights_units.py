@@ -227,6 +227,38 @@ def test_a_layer_without_a_weight_left_is_told() -> None:
     assert "collapsed: nothing is left" in str(prune.report)
 
 
+class Ends(Criterion):
+    """Keeps one weight of each kernel: no two of them follow each other."""
+
+    def scores(self, candidates: Candidates) -> dict[str, np.ndarray]:
+        scores = {name: np.zeros(kernel.shape) for name, kernel in candidates.items()}
+        for index, score in enumerate(scores.values()):
+            score[0 if index % 2 else -1, 0 if index % 2 else -1] = 1
+        return scores
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_network_that_masks_have_cut_is_told(zeros: bool) -> None:
+    model = keras.Sequential(
+        [keras.Input((6, 6, 3)), layers.Flatten(), layers.Dense(4, "relu"), layers.Dense(3)]
+    )
+    if zeros:  # of the network itself: these do not cut it
+        model.layers[-1].kernel.assign(np.zeros((4, 3)))
+    before = model.get_weights()
+    prune = everywhere(ConstantSparsity(0.9))
+    fit(prune, model=keras.models.clone_model(model), optimizer=keras.optimizers.SGD(0.0))
+    assert prune.report is not None
+    assert not prune.report.disconnected
+    prune = everywhere(ConstantSparsity(442 / 444), scope="global", criterion=Ends())
+    with pytest.warns(UserWarning, match="no way leads from an input to an output any more"):
+        fit(prune, model=model, optimizer=keras.optimizers.SGD(0.0))
+    assert prune.report is not None
+    assert prune.report.disconnected
+    assert not prune.report.collapsed
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(new[new != 0], old[new != 0])
+
+
 def test_n_m_of_a_depthwise_kernel_is_refused() -> None:
     model = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.DepthwiseConv2D(3, name="d")])
     model.compile("sgd", "mse")

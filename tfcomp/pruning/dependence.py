@@ -11,21 +11,31 @@ import numpy as np
 import tensorflow as tf
 
 from tfcomp.errors import TfcompError
+from tfcomp.pruning.masks import Mask
 from tfcomp.pruning.sparsity import Kernel, find_kernels, student_of
 from tfcomp.pruning.units import Filters
 
 
-def is_cut_by(model: keras.Model, removed: Sequence[Kernel]) -> bool:
-    """Whether outputs depend on no input, and would if kernels that are all zero were not."""
-    if not removed or dependence(model) > 0:
+def is_cut_by(model: keras.Model, kernels: Sequence[Kernel], masks: Sequence[Mask]) -> bool:
+    """Whether outputs depend on no input where masks leave kernels their weights, whatever these
+    are, and would if nothing were removed. Kernels of other models do not count."""
+    own = {id(variable) for variable in model.weights}
+    masked = [pair for pair in zip(kernels, masks, strict=True) if id(pair[0].variable) in own]
+    # While each filter has a weight each output depends on one of the inputs, and so on to the
+    # front: nothing needs to be run.
+    if not any(Filters().removed(kernel, mask).any() for kernel, mask in masked):
         return False
-    before = [kernel.value().copy() for kernel in removed]
+    before = [kernel.value().copy() for kernel, _ in masked]
     try:
-        for kernel in removed:
-            kernel.variable.assign(keras.ops.ones_like(kernel.variable))
+        for kernel, mask in masked:
+            kernel.variable.assign(mask.astype(np.float32))
+        if dependence(model) > 0:
+            return False
+        for kernel, mask in masked:
+            kernel.variable.assign(np.ones(mask.shape, np.float32))
         return dependence(model) > 0
     finally:
-        for kernel, value in zip(removed, before, strict=True):
+        for (kernel, _), value in zip(masked, before, strict=True):
             kernel.variable.assign(value)
 
 
