@@ -55,8 +55,8 @@ def test_every_loss_and_trainer_is_on_the_page():
 def test_every_pruning_method_is_on_the_page():
     page = (ROOT / "docs" / "pruning.md").read_text()
     parts = {
-        "Energy", "EnergyReport", "ErrorBarrier", "InitializationReport", "Kernel",
-        "KernelSparsity", "LayerChannels", "LayerEnergy", "LayerError", "Masked", "Round",
+        "Candidate", "Candidates", "Energy", "EnergyReport", "ErrorBarrier", "InitializationReport",
+        "Kernel", "KernelSparsity", "LayerChannels", "LayerEnergy", "LayerError", "Masked", "Round",
         "Sensitivity", "ShrinkReport", "Spending", "Supermask", "Ticket",
     }  # fmt: skip
     functions = {"find_kernels", "keep_mask", "keep_masks", "pruned_count", "Unit"}
