@@ -29,7 +29,7 @@ Rows = dict[Run, dict[str, Any]]
 def table(rows: Rows, full: bool) -> str:
     """Speed over multiply-adds saved, for images of full size or smaller ones."""
     lines = [
-        "| network | multiples of | MACs left | float32 | (t₀/t₁)/(MAC₀/MAC₁) | int8 | "
+        "| network | multiples of | MACs, 10⁶ | float32, ms | (t₀/t₁)/(MAC₀/MAC₁) | int8, ms | "
         "(t₀/t₁)/(MAC₀/MAC₁) | A/A controls |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
@@ -38,14 +38,20 @@ def table(rows: Rows, full: bool) -> str:
         both = [rows.get(other) for other in pair]
         if (run.size == FULL) != full or run != next(other for other in pair if other in rows):
             continue
-        share = rows[run]["macs"] / rows[run]["dense_macs"]
-        cells = [f"{TITLES[run.network]}, {run.size} px", str(run.round_to), f"{100 * share:.1f} %"]
+        macs, dense = rows[run]["macs"], rows[run]["dense_macs"]
+        share = macs / dense
+        left = f"{dense / 1e6:,.0f} → {macs / 1e6:,.0f} ({100 * share:.1f} %)"
+        cells = [f"{TITLES[run.network]}, {run.size} px", str(run.round_to), left]
         for of in both:
             if of is None:
                 cells += ["–", "–"]
                 continue
             ends = f"{share / of['cut']['high']:.2f}–{share / of['cut']['low']:.2f}"
-            cells += [f"×{of['speed_up']:.2f}", f"{of['efficiency']:.2f} ({ends})"]
+            before, after = of["cut"]["baseline_ms"], of["cut"]["candidate_ms"]
+            cells += [
+                f"{before:#.3g} → {after:#.3g} (×{of['speed_up']:.2f})",
+                f"{of['efficiency']:.2f} ({ends})",
+            ]
         cells.append(", ".join(f"{of['control']['ratio']:.3f}" if of else "–" for of in both))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
