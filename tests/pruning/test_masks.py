@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -62,6 +63,24 @@ def test_masks_nest_as_the_count_grows(scores: np.ndarray, data: st.DataObject) 
     assert not (keep_mask(scores, many) & ~keep_mask(scores, few)).any()
 
 
+@given(st.lists(arrays, min_size=1, max_size=4), st.integers(1, 9), st.data())
+@settings(deadline=None, max_examples=200)
+def test_what_is_not_there_goes_first(
+    scores: list[np.ndarray], part: int, data: st.DataObject
+) -> None:
+    count = data.draw(st.integers(0, sum(array.size for array in scores)))
+    there = [data.draw(st.none() | hnp.arrays(np.bool_, array.shape)) for array in scores]
+    known = [
+        array if mask is None else np.where(mask, array, np.float32(-np.inf))
+        for array, mask in zip(scores, there, strict=True)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pruning_masks, "PART", part)
+        masks = keep_masks(scores, count, there)
+    for mask, expected in zip(masks, sorted_masks(known, count), strict=True):
+        np.testing.assert_array_equal(mask, expected)
+
+
 LARGE = {
     "normal": lambda rng: rng.normal(size=(700, 500)),
     "few values": lambda rng: rng.integers(0, 3, size=(700, 500)),
@@ -77,13 +96,17 @@ LARGE = {
 @pytest.mark.parametrize("share", [1e-6, 0.003, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("name", LARGE)
 @pytest.mark.parametrize("misled", [False, True])
-def test_many_scores(name: str, share: float, misled: bool, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("gone", [0, 0.4])
+def test_many_scores(name: str, share: float, misled: bool, gone: float, monkeypatch: Any) -> None:
     if misled:
         monkeypatch.setattr(pruning_masks, "_bracket", lambda *_: (1e30, 1e31))
     rng = np.random.default_rng(3)
     scores = [LARGE[name](rng).astype(np.float32), rng.normal(size=1000).astype(np.float32)]
     count = max(round(share * 351_000), 1)
-    masks = keep_masks(scores, count)
+    there = [rng.random(array.shape) > gone for array in scores] if gone else None
+    masks = keep_masks(scores, count, there)
+    if there is not None:
+        scores = [np.where(*pair, -np.inf) for pair in zip(there, scores, strict=True)]
     order = np.argsort(np.concatenate([a.reshape(-1) for a in scores]), kind="stable")
     expected = np.ones(351_000, np.bool_)
     expected[order[:count]] = False
@@ -150,6 +173,21 @@ class TestMasked:
     def test_type_is_kept(self, dtype: str) -> None:
         w = keras.Variable([1.0, 2.0], dtype=dtype)
         assert keras.backend.standardize_dtype(Masked(variable([True, False]))(w).dtype) == dtype
+
+    @pytest.mark.parametrize("compiled", [False, True])
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+    def test_what_stays_is_the_same_bit_by_bit(self, dtype: str, compiled: bool) -> None:
+        numbers = [-0.0, 1e-7, -3.5, np.inf, np.nan, 1e-45 if dtype == "float32" else 6e-8]
+        w = tf.constant(numbers * 2, dtype)
+        masked = Masked(variable([True] * 6 + [False] * 6))
+        call = tf.function(masked, jit_compile=False) if compiled else masked
+        found = keras.ops.convert_to_numpy(call(w))
+        before = keras.ops.convert_to_numpy(w)
+        assert found.tobytes() == before[:6].tobytes() + bytes(6 * before.itemsize)
+
+    def test_integers_are_masked_too(self) -> None:
+        result = Masked(variable([True, False]))(np.array([3, 4], np.int32))
+        assert keras.ops.convert_to_numpy(result).tolist() == [3, 0]
 
     def test_a_norm_holds_for_what_stays(self) -> None:
         w = np.array([[3.0], [4.0], [5.0]], np.float32)

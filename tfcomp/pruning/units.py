@@ -10,135 +10,21 @@ from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
 from tfcomp.errors import TfcompError
-from tfcomp.pruning.masks import Mask, keep_masks_of_size, pruned_count
+from tfcomp.pruning.kernel_parts import (
+    Array,
+    block_reduced,
+    column_sums,
+    in_kernel_shape,
+    lowest,
+    matrices,
+    matrix_shape,
+    shape_of,
+)
+from tfcomp.pruning.masks import PART, Mask, filled, keep_masks_of_size
 from tfcomp.pruning.sparsity import Kernel
-
-Array = npt.NDArray[Any]
-
-_PART = 1 << 14
-
-
-class Unit(abc.ABC):
-    """Divides a kernel into parts that are removed together.
-
-    A subclass says how an array of the kernel's shape is cut into rows, one row for each part.
-
-    Attributes:
-        plural: What is counted, in messages.
-        groups_inputs: Whether kernels must have an axis of inputs, which depthwise ones have not.
-        only_sparsity: The one sparsity that it can end at, if there is but one.
-        whole: Whether a part is a whole kernel, so that kernels must be compared with each other.
-    """
-
-    plural = "units"
-    groups_inputs = False
-    only_sparsity: float | None = None
-    whole = False
-
-    @abc.abstractmethod
-    def split(self, kernel: Kernel, values: Array, fill: Any) -> Array:
-        """Values of the kernel's shape as rows, one for each part, filled up with `fill`."""
-
-    @abc.abstractmethod
-    def join(self, kernel: Kernel, rows: Array) -> Array:
-        """What `split` gives, in the kernel's shape again."""
-
-    def check(self, kernel: Kernel) -> None:
-        """Raises where the kernel cannot be divided in this way."""
-        if self.groups_inputs and kernel.input_axis is None:
-            raise TfcompError(
-                f"{self!r} groups weights along the input axis, which the depthwise kernel "
-                f"{kernel.name!r} does not have. Leave depthwise kernels out."
-            )
-
-    def why_idle(self, kernel: Kernel) -> str | None:
-        """Why nothing can ever be removed from the kernel, if that is so."""
-        return None
-
-    def check_sparsity(self, sparsity: float) -> None:
-        """Raises where the unit cannot have this sparsity in the end; 0 leaves all as it is."""
-        only = self.only_sparsity
-        if sparsity and only is not None and not math.isclose(sparsity, only, abs_tol=1e-9):
-            raise TfcompError(
-                f"{self!r} is one sparsity: expected a schedule that ends at {only:g}, received "
-                f"one that ends at {sparsity:g}. Choose another end, or another unit."
-            )
-
-    def count(self, kernel: Kernel) -> int:
-        """How many parts the kernel has."""
-        return len(self.split(kernel, np.broadcast_to(np.True_, _shape(kernel)), fill=False))
-
-    def sizes(self, kernel: Kernel) -> int | Array:
-        """What each part counts for, its weights: one number where all are alike."""
-        ones = np.broadcast_to(np.uint8(1), _shape(kernel))
-        found = self.split(kernel, ones, 0).sum(axis=1, dtype=np.int64)
-        return int(found[0]) if found.size and (found == found[0]).all() else found
-
-    def target(self, total: int, sparsity: float) -> int:
-        """What the parts removed at a sparsity count for together, of `total`."""
-        return pruned_count(total, sparsity)
-
-    def removed(self, kernel: Kernel, keep: Mask) -> Mask:
-        """Which of the parts a mask has removed, shape [count]."""
-        gone: Mask = np.logical_not(np.any(self.split(kernel, keep, fill=False), axis=1))
-        return gone
-
-    def n_removed(self, kernel: Kernel, keep: Mask) -> int:
-        """How many of the parts a mask has removed."""
-        return int(np.count_nonzero(self.removed(kernel, keep)))
-
-    def scores(self, kernel: Kernel, scores: Array, keep: Mask) -> Array:
-        """One score for each part: the mean over its weights, of which those removed count 0.
-
-        Args:
-            kernel: The kernel.
-            scores: A score for each weight, in the kernel's shape.
-            keep: Its mask as it is.
-
-        Returns:
-            Scores, shape [count]; −∞ for the parts that are removed already.
-        """
-        sums = self.split(kernel, np.where(keep, scores, 0), 0).sum(axis=1, dtype=np.float64)
-        sums /= self.sizes(kernel)
-        sums[self.removed(kernel, keep)] = -np.inf
-        return sums
-
-    def remove(self, kernel: Kernel, scores: Array, keep: Mask, stay: Mask) -> Mask:
-        """A mask less the parts that do not stay.
-
-        Args:
-            kernel: The kernel.
-            scores: A score for each weight, in the kernel's shape.
-            keep: Its mask as it is.
-            stay: Which parts stay, shape [count].
-
-        Returns:
-            The mask, in the kernel's shape.
-        """
-        rows = self.split(kernel, keep, fill=False)
-        return self.join(kernel, rows & stay[:, None])
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Unit:
-        """The unit that `get_config` was taken from."""
-        return cls(**config)
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.get_config() == self.get_config()
-
-    def __hash__(self) -> int:
-        return hash((type(self), repr(self)))
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
-        return f"{type(self).__name__}({arguments})"
+from tfcomp.pruning.unit_base import Unit as Unit  # units are found in one place
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")
@@ -160,7 +46,7 @@ class Weights(Unit):
         return values.reshape(-1, 1)
 
     def join(self, kernel: Kernel, rows: Array) -> Array:
-        return rows.reshape(_shape(kernel))
+        return rows.reshape(shape_of(kernel))
 
     def count(self, kernel: Kernel) -> int:
         return kernel.size
@@ -176,6 +62,9 @@ class Weights(Unit):
 
     def scores(self, kernel: Kernel, scores: Array, keep: Mask) -> Array:
         return _each(scores, keep)
+
+    def ranked(self, kernel: Kernel, scores: Array, keep: Mask) -> tuple[Array, Mask | None]:
+        return scores.reshape(-1), keep.reshape(-1)
 
     def remove(self, kernel: Kernel, scores: Array, keep: Mask, stay: Mask) -> Mask:
         return keep & stay.reshape(keep.shape)
@@ -218,7 +107,7 @@ class NM(Unit):
         self.only_sparsity: float = 1 - self.n / self.m
 
     def why_idle(self, kernel: Kernel) -> str | None:
-        inputs = _matrix_shape(kernel)[1]
+        inputs = matrix_shape(kernel)[1]
         if kernel.input_axis is None or inputs > self.n:
             return None
         return f"of {inputs} inputs, of which {self!r} lets {self.n} stay"
@@ -227,12 +116,12 @@ class NM(Unit):
         return np.swapaxes(self._grouped(kernel, values, fill), 1, 2).reshape(-1, self.m)
 
     def join(self, kernel: Kernel, rows: Array) -> Array:
-        outputs = _matrix_shape(kernel)[2]
+        outputs = matrix_shape(kernel)[2]
         return self._joined(kernel, np.swapaxes(rows.reshape(-1, outputs, self.m), 1, 2))
 
     def _grouped(self, kernel: Kernel, values: Array, fill: Any) -> Array:
         """Values in the shape (stack·groups, m, outputs), where nothing has to be moved."""
-        stack = _matrices(kernel, values)
+        stack = matrices(kernel, values)
         if stack.shape[1] % self.m:
             padding = ((0, 0), (0, -stack.shape[1] % self.m), (0, 0))
             stack = np.pad(stack, padding, constant_values=fill)
@@ -240,8 +129,12 @@ class NM(Unit):
 
     def _joined(self, kernel: Kernel, groups: Array) -> Array:
         """What `_grouped` gives, in the kernel's shape again."""
-        stack, inputs, outputs = _matrix_shape(kernel)
-        return _in_kernel_shape(kernel, groups.reshape(stack, -1, outputs)[:, :inputs])
+        stack, inputs, outputs = matrix_shape(kernel)
+        return in_kernel_shape(kernel, groups.reshape(stack, -1, outputs)[:, :inputs])
+
+    def count(self, kernel: Kernel) -> int:
+        stack, inputs, outputs = matrix_shape(kernel)
+        return stack * math.ceil(inputs / self.m) * outputs
 
     def sizes(self, kernel: Kernel) -> int | Array:
         return 1  # it is groups that obey or do not, those at the end of an axis too
@@ -261,32 +154,33 @@ class NM(Unit):
 
     def scores(self, kernel: Kernel, scores: Array, keep: Mask) -> Array:
         """What each group loses by obeying: the sum of its m − n lowest scores."""
-        sums = np.empty((self.count(kernel) // _matrix_shape(kernel)[2], _matrix_shape(kernel)[2]))
+        outputs = matrix_shape(kernel)[2]
+        sums = np.empty((self.count(kernel) // outputs, outputs))
         for part, columns in self._columns(kernel, scores, keep):
-            lost = _lowest(columns, self.m - self.n) & np.isfinite(columns)
-            sums[part] = np.where(lost, columns, 0).sum(axis=0, dtype=np.float64)
+            lost = lowest(columns, self.m - self.n) & np.isfinite(columns)
+            sums[part] = filled(lost, columns, 0).sum(axis=0, dtype=np.float64)
         flat = sums.reshape(-1)
         flat[self.removed(kernel, keep)] = -np.inf
         return flat
 
     def remove(self, kernel: Kernel, scores: Array, keep: Mask, stay: Mask) -> Mask:
-        outputs = _matrix_shape(kernel)[2]
+        outputs = matrix_shape(kernel)[2]
         new = np.repeat(stay.reshape(-1, 1, outputs), self.m, axis=1)
         for part, columns in self._columns(kernel, scores, keep):
-            new[part] |= np.swapaxes(~_lowest(columns, self.m - self.n), 0, 1)
-        return keep & self._joined(kernel, new)
+            new[part] |= np.swapaxes(~lowest(columns, self.m - self.n), 0, 1)
+        joined: Mask = self._joined(kernel, new)
+        return np.logical_and(joined, keep, out=joined)
 
     def _columns(self, kernel: Kernel, scores: Array, keep: Mask) -> Iterator[tuple[slice, Array]]:
         """Scores of some groups at a time, shape [m, groups, outputs]; −∞ for what is not there."""
         dtype = np.result_type(np.float32, scores.dtype)
-        gone = dtype.type(-np.inf)
         known = self._grouped(kernel, scores, 0)
         there = self._grouped(kernel, keep, fill=False)
-        # So many that they stay in a processor's cache.
-        step = max(_PART // known.shape[2], 1)
+        # What is made of them is several times as large.
+        step = max(PART // 4 // known.shape[2], 1)
         for start in range(0, len(known), step):
             part = slice(start, start + step)
-            found = np.where(there[part], known[part].astype(dtype, copy=False), gone)
+            found = filled(there[part], known[part].astype(dtype, copy=False), -np.inf)
             yield part, np.ascontiguousarray(np.swapaxes(found, 0, 1))
 
     def get_config(self) -> dict[str, Any]:
@@ -321,7 +215,7 @@ class Blocks(Unit):
         self.inputs, self.outputs = _whole("inputs", inputs), _whole("outputs", outputs)
 
     def split(self, kernel: Kernel, values: Array, fill: Any) -> Array:
-        stack = _matrices(kernel, values)
+        stack = matrices(kernel, values)
         padding = ((0, 0), (0, -stack.shape[1] % self.inputs), (0, -stack.shape[2] % self.outputs))
         if any(after for _, after in padding):
             stack = np.pad(stack, padding, constant_values=fill)
@@ -335,23 +229,97 @@ class Blocks(Unit):
         return tiles.swapaxes(2, 3).reshape(-1, self.inputs * self.outputs)
 
     def join(self, kernel: Kernel, rows: Array) -> Array:
-        stack, inputs, outputs = _matrix_shape(kernel)
+        stack, inputs, outputs = matrix_shape(kernel)
         down, across = math.ceil(inputs / self.inputs), math.ceil(outputs / self.outputs)
         tiles = rows.reshape(stack, down, across, self.inputs, self.outputs).swapaxes(2, 3)
         whole = tiles.reshape(stack, down * self.inputs, across * self.outputs)
-        return _in_kernel_shape(kernel, whole[:, :inputs, :outputs])
+        return in_kernel_shape(kernel, whole[:, :inputs, :outputs])
+
+    def count(self, kernel: Kernel) -> int:
+        return math.prod(self._grid(kernel))
 
     def sizes(self, kernel: Kernel) -> int | Array:
-        _, inputs, outputs = _matrix_shape(kernel)
-        even = inputs % self.inputs == 0 and outputs % self.outputs == 0
-        return self.inputs * self.outputs if even else super().sizes(kernel)
+        stack, inputs, outputs = matrix_shape(kernel)
+        if inputs % self.inputs == 0 and outputs % self.outputs == 0:
+            return self.inputs * self.outputs
+        down = np.minimum(inputs - np.arange(0, inputs, self.inputs), self.inputs)
+        across = np.minimum(outputs - np.arange(0, outputs, self.outputs), self.outputs)
+        sizes = np.tile((down[:, None] * across).reshape(-1), stack)
+        return int(sizes[0]) if (sizes == sizes[0]).all() else sizes
+
+    def removed(self, kernel: Kernel, keep: Mask) -> Mask:
+        alive = np.empty(self._grid(kernel), np.bool_)
+        for part, rows in self._stripes(kernel):
+            known = matrices(kernel, keep)[rows]
+            alive[part] = block_reduced(known, self.inputs, self.outputs, np.logical_or)
+        return np.logical_not(alive, out=alive).reshape(-1)
+
+    def scores(self, kernel: Kernel, scores: Array, keep: Mask) -> Array:
+        sums = np.empty(self._grid(kernel))
+        for part, rows in self._stripes(kernel):
+            there, known = matrices(kernel, keep)[rows], matrices(kernel, scores)[rows]
+            known = filled(there, known, 0).astype(np.float64)
+            sums[part] = block_reduced(known, self.inputs, self.outputs, np.add)
+        flat = sums.reshape(-1)
+        flat /= self.sizes(kernel)
+        flat[self.removed(kernel, keep)] = -np.inf
+        return flat
+
+    def remove(self, kernel: Kernel, scores: Array, keep: Mask, stay: Mask) -> Mask:
+        _, inputs, outputs = matrix_shape(kernel)
+        wide = np.repeat(stay.reshape(self._grid(kernel)), self.outputs, axis=2)[..., :outputs]
+        new: Mask = in_kernel_shape(kernel, np.repeat(wide, self.inputs, axis=1)[:, :inputs])
+        return np.logical_and(new, keep, out=new)
+
+    def _grid(self, kernel: Kernel) -> tuple[int, int, int]:
+        stack, inputs, outputs = matrix_shape(kernel)
+        return stack, math.ceil(inputs / self.inputs), math.ceil(outputs / self.outputs)
+
+    def _stripes(self, kernel: Kernel) -> Iterator[tuple[Any, Any]]:
+        """Some rows of blocks at a time: their place among blocks, and among weights."""
+        stack, down, _ = self._grid(kernel)
+        step = max(PART // (self.inputs * matrix_shape(kernel)[2]), 1)
+        for which, top in itertools.product(range(stack), range(0, down, step)):
+            rows = slice(top * self.inputs, (top + step) * self.inputs)
+            yield np.s_[which, top : top + step], np.s_[which, rows]
 
     def get_config(self) -> dict[str, Any]:
         return {"inputs": self.inputs, "outputs": self.outputs}
 
 
+class _Columns(Unit):
+    """Units that are the columns of a matrix that all weights of a kernel can be seen as."""
+
+    @abc.abstractmethod
+    def matrix(self, kernel: Kernel, values: Array) -> Array:
+        """Values of the kernel's shape, a column for each part."""
+
+    def split(self, kernel: Kernel, values: Array, fill: Any) -> Array:
+        return self.matrix(kernel, values).T
+
+    def count(self, kernel: Kernel) -> int:
+        return kernel.size // self._size(kernel)
+
+    def sizes(self, kernel: Kernel) -> int | Array:
+        return self._size(kernel)
+
+    @abc.abstractmethod
+    def _size(self, kernel: Kernel) -> int:
+        """The weights of a part."""
+
+    def removed(self, kernel: Kernel, keep: Mask) -> Mask:
+        gone: Mask = np.logical_not(self.matrix(kernel, keep).any(axis=0))
+        return gone
+
+    def scores(self, kernel: Kernel, scores: Array, keep: Mask) -> Array:
+        sums = column_sums(self.matrix(kernel, scores), self.matrix(kernel, keep))
+        sums /= self._size(kernel)
+        sums[self.removed(kernel, keep)] = -np.inf
+        return sums
+
+
 @keras.saving.register_keras_serializable(package="tfcomp")
-class Kernels(Unit):
+class Kernels(_Columns):
     """The k×k weights from one input channel of a convolution to one output channel.
 
     score = mean of the scores of these weights. Where there is no window, in Dense for one, each
@@ -367,24 +335,31 @@ class Kernels(Unit):
 
     plural = "zeros in whole kernels"
 
-    def sizes(self, kernel: Kernel) -> int | Array:
-        return math.prod(_shape(kernel)[: kernel.window_axes])
+    def matrix(self, kernel: Kernel, values: Array) -> Array:
+        return values.reshape(self._size(kernel), -1)
+
+    def join(self, kernel: Kernel, rows: Array) -> Array:
+        return rows.T.reshape(shape_of(kernel))
+
+    def _size(self, kernel: Kernel) -> int:
+        return math.prod(shape_of(kernel)[: kernel.window_axes])
+
+    def removed(self, kernel: Kernel, keep: Mask) -> Mask:
+        return ~keep.reshape(-1) if self._size(kernel) == 1 else super().removed(kernel, keep)
 
     def scores(self, kernel: Kernel, scores: Array, keep: Mask) -> Array:
-        if self.sizes(kernel) == 1:
+        if self._size(kernel) == 1:
             return _each(scores, keep)  # no sums of one weight each
         return super().scores(kernel, scores, keep)
 
-    def split(self, kernel: Kernel, values: Array, fill: Any) -> Array:
-        window = math.prod(_shape(kernel)[: kernel.window_axes])
-        return values.reshape(window, -1).T
-
-    def join(self, kernel: Kernel, rows: Array) -> Array:
-        return rows.T.reshape(_shape(kernel))
+    def ranked(self, kernel: Kernel, scores: Array, keep: Mask) -> tuple[Array, Mask | None]:
+        if self._size(kernel) == 1:
+            return scores.reshape(-1), keep.reshape(-1)
+        return super().ranked(kernel, scores, keep)
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")
-class Filters(Unit):
+class Filters(_Columns):
     """All weights into one output: the filters of a convolution, the neurons of a dense layer.
 
     score = mean of the scores of these weights; with `Magnitude` the L1 norm over the size. The
@@ -401,28 +376,30 @@ class Filters(Unit):
 
     plural = "zeros in whole filters"
 
-    def sizes(self, kernel: Kernel) -> int | Array:
-        return kernel.size // self.count(kernel)
-
     def why_idle(self, kernel: Kernel) -> str | None:
         return "of one filter, which stays" if self.count(kernel) == 1 else None
 
-    def split(self, kernel: Kernel, values: Array, fill: Any) -> Array:
+    def matrix(self, kernel: Kernel, values: Array) -> Array:
         if kernel.input_axis is None:
-            return values.reshape(math.prod(_shape(kernel)[: kernel.window_axes]), -1).T
-        _, _, outputs = _matrix_shape(kernel)
-        return np.moveaxis(_matrices(kernel, values), 2, 0).reshape(outputs, -1)
+            return values.reshape(self._size(kernel), -1)
+        return matrices(kernel, values).reshape(self._size(kernel), -1)
+
+    def _size(self, kernel: Kernel) -> int:
+        if kernel.input_axis is None:
+            return math.prod(shape_of(kernel)[: kernel.window_axes])
+        stack, inputs, _ = matrix_shape(kernel)
+        return stack * inputs
 
     def join(self, kernel: Kernel, rows: Array) -> Array:
         if kernel.input_axis is None:
-            return rows.T.reshape(_shape(kernel))
-        stack, inputs, outputs = _matrix_shape(kernel)
+            return rows.T.reshape(shape_of(kernel))
+        stack, inputs, outputs = matrix_shape(kernel)
         matrices = np.moveaxis(rows.reshape(outputs, stack, inputs), 0, 2)
-        return _in_kernel_shape(kernel, matrices)
+        return in_kernel_shape(kernel, matrices)
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")
-class Layers(Unit):
+class Layers(_Columns):
     """Whole kernels, for networks whose blocks can be left out, such as residual ones.
 
     score = mean of the kernel's scores. Kernels are compared with each other, so that it needs
@@ -436,11 +413,14 @@ class Layers(Unit):
     plural = "zeros in whole layers"
     whole = True
 
-    def split(self, kernel: Kernel, values: Array, fill: Any) -> Array:
-        return values.reshape(1, -1)
+    def matrix(self, kernel: Kernel, values: Array) -> Array:
+        return values.reshape(-1, 1)
+
+    def _size(self, kernel: Kernel) -> int:
+        return kernel.size
 
     def join(self, kernel: Kernel, rows: Array) -> Array:
-        return rows.reshape(_shape(kernel))
+        return rows.reshape(shape_of(kernel))
 
 
 def remove_lowest(
@@ -463,12 +443,19 @@ def remove_lowest(
         The new masks.
     """
     together = list(zip(kernels, scores, masks, strict=True))
-    by_part = [unit.scores(kernel, score, mask) for kernel, score, mask in together]
-    stays = keep_masks_of_size(by_part, [unit.sizes(kernel) for kernel in kernels], wanted)
-    return [
-        unit.remove(kernel, score, mask, stay)
-        for (kernel, score, mask), stay in zip(together, stays, strict=True)
-    ]
+    by_part = [unit.ranked(kernel, score, mask) for kernel, score, mask in together]
+    stays = keep_masks_of_size(
+        [ranks for ranks, _ in by_part],
+        [unit.sizes(kernel) for kernel in kernels],
+        wanted,
+        [there for _, there in by_part],
+    )
+    del by_part
+    new = []
+    for kernel, score, mask in together:
+        # Given back one after the other, so that not all are held beside the new masks.
+        new.append(unit.remove(kernel, score, mask, stays.pop(0)))
+    return new
 
 
 def total_of(unit: Unit, kernels: Iterable[Kernel]) -> int:
@@ -499,57 +486,6 @@ def _each(scores: Array, keep: Mask) -> Array:
     # Below every score: what was removed stays so, beside weights that happen to be zero.
     # A float would not do: NumPy 1 knows no common type of it and bfloat16.
     return np.where(keep, scores, scores.dtype.type(-np.inf)).reshape(-1)
-
-
-def _lowest(columns: Array, count: int) -> Mask:
-    """Which entries are the `count` lowest of their group; of equal ones the first.
-
-    Args:
-        columns: Scores, shape [entries of a group, groups].
-        count: How many of each group.
-
-    Returns:
-        Boolean array of the same shape.
-    """
-    # By comparing each two: for the few entries of a group much faster than to sort.
-    ranks = np.zeros(columns.shape, np.uint16)
-    for i, j in itertools.combinations(range(len(columns)), 2):
-        later_goes_first = columns[j] < columns[i]
-        ranks[i] += later_goes_first
-        ranks[j] += ~later_goes_first
-    lowest: Mask = ranks < count
-    return lowest
-
-
-def _shape(kernel: Kernel) -> tuple[int, ...]:
-    return tuple(kernel.variable.shape)
-
-
-def _axis(kernel: Kernel) -> int:
-    """Of the inputs. In depthwise kernels the channels take that place."""
-    return len(_shape(kernel)) - 2 if kernel.input_axis is None else kernel.input_axis
-
-
-def _matrix_shape(kernel: Kernel) -> tuple[int, int, int]:
-    shape, axis = _shape(kernel), _axis(kernel)
-    if axis == len(shape) - 1:  # transposed convolutions have their inputs last
-        return math.prod(shape[:-2]), shape[-1], shape[-2]
-    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
-
-
-def _matrices(kernel: Kernel, values: Array) -> Array:
-    """Values as matrices (stack, inputs, outputs)."""
-    if _axis(kernel) == values.ndim - 1:
-        values = np.swapaxes(values, -1, -2)
-    return values.reshape(_matrix_shape(kernel))
-
-
-def _in_kernel_shape(kernel: Kernel, matrices: Array) -> Array:
-    shape = _shape(kernel)
-    if _axis(kernel) == len(shape) - 1:
-        turned = matrices.reshape((*shape[:-2], shape[-1], shape[-2]))
-        return np.ascontiguousarray(np.swapaxes(turned, -1, -2))
-    return np.ascontiguousarray(matrices).reshape(shape)
 
 
 def _whole(name: str, value: Any) -> int:
