@@ -1,105 +1,12 @@
-"""Families of layers beyond convolutions: the smaller model equals the masked model.
-
-The masked model is a copy of full size in which each test, knowing its own model, writes zeros
-where a consumer reads what was removed. No index comes from the code under test but the
-numbers of the removed channels.
-"""
+"""Families of layers beyond convolutions: the smaller model equals the masked model."""
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
-from tfcomp.graph import SizeKey, dependencies, rebuild, remove_units, removed_channels
-
-
-def randomize(model, seed=0):
-    rng = np.random.default_rng(seed)
-    for variable in model.weights:
-        shape = tuple(variable.shape)
-        if "variance" in variable.path or "gamma" in variable.path:
-            value = rng.uniform(0.5, 1.5, shape)
-        elif np.issubdtype(np.dtype(variable.dtype), np.floating):
-            value = rng.normal(size=shape) * 0.5
-        else:
-            continue
-        variable.assign(value.astype(variable.dtype))
-    for layer in model.layers:
-        if isinstance(layer, layers.Normalization):
-            layer.finalize_state()
-
-
-def inputs_of(model, seed=1):
-    rng = np.random.default_rng(seed)
-    return [
-        rng.integers(0, 9, (4, *tensor.shape[1:])).astype("int32")
-        if "int" in tensor.dtype
-        else rng.normal(size=(4, *tensor.shape[1:])).astype("float32")
-        for tensor in model.inputs
-    ]
-
-
-def weight(model, layer, suffix):
-    (found,) = [w for w in model.get_layer(layer).weights if w.path.endswith(suffix)]
-    return found
-
-
-def half(found, seed=0):
-    """Half of the units of each group, at random."""
-    rng = np.random.default_rng(seed)
-    return sorted(
-        int(unit)
-        for group in found.groups
-        for unit in rng.choice(group.units, len(group.units) // 2, replace=False)
-    )
-
-
-def gap(model, small, zeros):
-    """The largest difference from the masked model over the largest output."""
-    copy = rebuild(model)
-    for layer, suffix, axis, places in zeros:
-        variable = weight(copy, layer, suffix)
-        value = np.array(variable)
-        np.moveaxis(value, axis, 0)[places] = 0.0
-        variable.assign(value)
-    arrays = inputs_of(model)
-    expected, received, full = (np.asarray(m(arrays)) for m in (copy, small, model))
-    assert np.ptp(expected, axis=0).max() > 1e-3, "signals have died"
-    assert np.abs(full - expected).max() > 1e-3 * np.abs(expected).max(), "nothing was masked"
-    return np.abs(received - expected).max() / np.abs(expected).max()
-
-
-def check(model, zeros, seed=0):
-    """Cuts half; `zeros(removed)` lists (layer, weight, axis, places read from the removed)."""
-    randomize(model, seed)
-    before = model.get_weights()
-    found = dependencies(model)
-    units = half(found, seed)
-    removed = removed_channels(found, units)
-    assert removed, found.skipped
-    small = remove_units(found, units)
-    assert small.count_params() < model.count_params()
-    assert gap(model, small, zeros(removed)) <= 1e-5
-    assert all((a == b).all() for a, b in zip(before, model.get_weights(), strict=True))
-    assert_faults_show(model, found, units, zeros(removed))
-    again = keras.Model.from_config(small.get_config())
-    assert again.count_params() == small.count_params()
-    return found, small, removed
-
-
-def assert_faults_show(model, found, units, zeros):
-    """A wrong unit in the place of a right one is seen, for each axis of more than one unit."""
-    for key, owners in found.axes.items():
-        kept = np.flatnonzero(~np.isin(owners, units))
-        gone = np.flatnonzero(np.isin(owners, units))
-        if not len(gone) or key.weight in ("key_dense.bias", "bias", "adapt_mean"):
-            continue
-        wrong = owners.copy()
-        wrong[kept[-1]], wrong[gone[0]] = owners[gone[0]], owners[kept[-1]]
-        axes = {**found.axes, key: wrong}
-        fields = {f: getattr(found, f) for f in found.__dataclass_fields__}
-        planted = type(found)(**{**fields, "axes": axes})
-        assert gap(model, remove_units(planted, units), zeros) > 1e-4, key
+from tests.graph.masked import check
+from tfcomp.graph import SizeKey, dependencies, remove_units, removed_channels
 
 
 def conv(filters, name, size=1, **kwargs):

@@ -10,7 +10,6 @@ What a model looks like then no longer matters: any topology comes down to ids.
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -47,7 +46,7 @@ class AxisKey:
 class SizeKey:
     """An entry of a configuration that counts channels; `index` where it is a list of numbers.
 
-    Dots lead into the configuration of a wrapped layer: `"layer.config.units"`.
+    Dots and numbers lead into the configuration of a wrapped layer: `"layer.config.units"`.
     """
 
     layer: str
@@ -77,6 +76,7 @@ class Walk:
         self.avoided: list[tuple[Ids, int]] = []
         self.frozen: list[tuple[Ids, str]] = []
         self.barred: dict[str, str] = {}
+        self.noted: dict[str, str] = {}
         self._parents: list[int] = []
 
     def fresh(self, count: int) -> Ids:
@@ -122,15 +122,48 @@ class Walk:
 class Call:
     """One call as a handler sees it: what comes in, and what it reads, creates and passes on.
 
-    A wrapper passes on itself for the layer within, found as its attribute `within` and written
-    to the entry `entry` of its configuration.
+    Args:
+        walk: Where ids are kept.
+        node: The call.
+        op: The layer that is asked about, where a wrapper passes on one within.
+        weights: How the weights of `op` are found from the layer of the node, `"layer."` for one.
+        entries: How its configuration is found in that of the node, `"layer.config."` for one.
+        tensor: The input that counts, where there are others.
     """
 
-    def __init__(self, walk: Walk, node: Node, within: str = "", entry: str = "") -> None:
+    def __init__(
+        self,
+        walk: Walk,
+        node: Node,
+        op: Any = None,
+        weights: str = "",
+        entries: str = "",
+        tensor: Tensor | None = None,
+    ) -> None:
         self.walk, self.node = walk, node
-        self.op = getattr(node.op, within) if within else node.op
-        self._weights = f"{within}." if within else ""
-        self._entries = f"{entry}.config." if entry else ""
+        self.op = node.op if op is None else op
+        self._weights, self._entries, self._tensor = weights, entries, tensor
+
+    def within(self, weights: str, entry: str = "", node: Node | None = None) -> Call:
+        """The same call for a layer within this one.
+
+        Args:
+            weights: The attribute that holds it; dots and numbers lead further in.
+            entry: The entry of the configuration that holds its own; none if it has none.
+            node: How that layer is called, if otherwise than this one.
+        """
+        entries = f"{self._entries}{entry}.config." if entry else self._entries
+        op, tensor = weight_of(self.op, weights), None if node else self._tensor
+        return Call(self.walk, node or self.node, op, f"{self._weights}{weights}.", entries, tensor)
+
+    def on(self, tensor: Tensor) -> Call:
+        """The same call, of whose inputs this one counts."""
+        return Call(self.walk, self.node, self.op, self._weights, self._entries, tensor)
+
+    def argument(self, name: str, position: int) -> Any:
+        """An argument of the call, by position or by name; None where it is not given."""
+        args = self.node.args
+        return args[position] if position < len(args) else self.node.kwargs.get(name)
 
     @property
     def flows(self) -> list[Flow | None]:
@@ -139,7 +172,9 @@ class Call:
 
     @property
     def tensor(self) -> Tensor:
-        """The only input tensor, a mask that has no channels aside."""
+        """The only input tensor, a mask that has no channels aside; or the one that counts."""
+        if self._tensor is not None:
+            return self._tensor
         mask = self.node.kwargs.get("mask")
         inputs = [
             tensor for tensor in self.node.inputs if tensor is not mask or tensor in self.walk.flows
@@ -161,11 +196,8 @@ class Call:
     @property
     def data_axis(self) -> int:
         """The axis that the layer's own `data_format` calls channels."""
-        if getattr(self.op, "data_format", None) != "channels_first":
-            return self.rank - 1
-        if self._weights:
-            raise Barrier("wraps a layer with data_format='channels_first'")
-        return 1
+        first = getattr(self.op, "data_format", None) == "channels_first"
+        return 1 if first else self.rank - 1
 
     def flow_on(self, axis: int) -> Flow | None:
         """The only input's flow, which has to be on `axis`."""
@@ -217,15 +249,24 @@ class Call:
 
     def creates(self, entry: str, kernel: str, axis: int, output_axis: int) -> Flow:
         """Says that the layer makes new channels, along `axis` of its kernel and its bias."""
+        ids = self.makes(kernel, axis)
+        self.reads_bias(ids)
+        return Flow(output_axis, self.counts(entry, ids))
+
+    def makes(self, kernel: str, axis: int) -> Ids:
+        """Says that the layer makes new channels along `axis` of its kernel; their ids."""
         shape = weight_of(self.op, kernel).shape
         key = self.key(kernel, axis % len(shape))
         ids = self.walk.bound.get(key)
         if ids is None:
             ids = self.walk.fresh(shape[axis])
-        self.reads(kernel, axis, ids)
-        self.reads_bias(ids)
         self.walk.created[self.node.name] = key
-        return Flow(output_axis, self.counts(entry, ids))
+        return self.reads(kernel, axis, ids)
+
+    def notes(self, reason: str) -> None:
+        """Says that a part of what the layer makes is left alone, as a verb phrase."""
+        name = type(self.op).__name__
+        self.walk.noted.setdefault(self.node.name, f"{name} {reason}")
 
     def constants(self) -> Iterator[tuple[int, ...]]:
         """Shapes of the arguments that are values, not tensors of the model."""
@@ -237,8 +278,10 @@ class Call:
 
 
 def weight_of(layer: Any, weight: str) -> Any:
-    """A weight by its name as an attribute; dots lead into layers within."""
-    return operator.attrgetter(weight)(layer)
+    """A weight by its name as an attribute; dots and numbers lead into layers within."""
+    for name in weight.split("."):
+        layer = layer[int(name)] if name.isdigit() else getattr(layer, name)
+    return layer
 
 
 Flows = Flow | None | tuple[Flow | None, ...]

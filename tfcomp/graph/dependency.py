@@ -14,9 +14,13 @@ import numpy.typing as npt
 from tfcomp.errors import TfcompError
 from tfcomp.graph import (  # noqa: F401
     families_applications,
+    families_arrangement,
     families_attention,
+    families_contractions,
+    families_operations,
     families_recurrent,
     families_slices,
+    families_wrappers,
 )
 from tfcomp.graph.channels import (
     AxisKey,
@@ -26,10 +30,9 @@ from tfcomp.graph.channels import (
     Ids,
     SizeKey,
     Walk,
-    handler_of,
     weight_of,
 )
-from tfcomp.graph.families import barrier_reason, is_elementwise
+from tfcomp.graph.families import handled
 from tfcomp.graph.trace import Graph, Node, trace
 
 Units = npt.NDArray[np.int64]
@@ -173,13 +176,8 @@ def dependencies(model: keras.Model | Graph, spare: Iterable[str] = ()) -> Depen
 
 def _visit(walk: Walk, node: Node, barriers: dict[str, str]) -> tuple[Flow | None, ...]:
     """The flow of each of a call's outputs; None where none of its axes may be cut."""
-    handler = handler_of(node.op)
     try:
-        if getattr(node.op, "quantization_mode", None) or getattr(node.op, "lora_enabled", False):
-            raise Barrier("holds its weights quantised or with LoRA")
-        if handler is None:
-            raise Barrier(barrier_reason(node.op))
-        made = handler(Call(walk, node))
+        made = handled(Call(walk, node))
     except Barrier as barrier:
         reason = str(barrier)
         incoming = [walk.flows[tensor] for tensor in node.inputs if tensor in walk.flows]
@@ -189,15 +187,7 @@ def _visit(walk: Walk, node: Node, barriers: dict[str, str]) -> tuple[Flow | Non
             barriers.setdefault(node.name, f"{node.kind} {reason}")
         walk.barred.setdefault(node.name, f"{node.kind} {reason}")
         return ()
-    flows = made if isinstance(made, tuple) else (made,)
-    activation = getattr(node.op, "activation", None)
-    if not is_elementwise(activation):
-        name = getattr(activation, "__name__", type(activation).__name__)
-        reason = f"has the activation {name} in {node.name!r}, which may mix channels"
-        for flow in flows:
-            if flow is not None:
-                walk.freeze(flow.ids, reason)
-    return flows
+    return made if isinstance(made, tuple) else (made,)
 
 
 def _checked_names(spare: Iterable[str], graph: Graph) -> list[str]:
@@ -265,7 +255,7 @@ def _resolve(walk: Walk, barriers: Mapping[str, str]) -> Dependencies:
         for name, key in walk.created.items()
     }
     bound = {key: units[ids] for key, ids in walk.bound.items()}
-    skipped = dict(barriers)
+    skipped = {**walk.noted, **barriers}
     for name in walk.created:
         why = _why_fixed(roots[walk.channels(name)], reasons)
         if why:
@@ -358,20 +348,19 @@ def changed_entries(found: Dependencies, gone: npt.NDArray[np.bool_]) -> dict[st
         if count == len(units):
             continue
         entries = result.setdefault(key.layer, {})
-        top, *inner = key.entry.split(".")
+        *outer, last = key.entry.split(".")
+        top = (*outer, last)[0]
         if top not in entries:
             entries[top] = found.graph.ops[key.layer].get_config()[top]
-        if inner:
-            place = entries[top]
-            for name in inner[:-1]:
-                place = place[name]
-            place[inner[-1]] = count
-        elif key.index is None:
-            entries[top] = count
+        place: Any = entries
+        for name in outer:
+            place = place[int(name) if name.isdigit() else name]
+        if key.index is None:
+            place[last] = count
         else:
-            numbers = _numbers(entries[top], key, found.sizes)
+            numbers = _numbers(place[last], key, found.sizes)
             numbers[key.index : key.index + 1] = [count] if key.index < len(numbers) else []
-            entries[top] = tuple(numbers)
+            place[last] = tuple(numbers)
     return result
 
 

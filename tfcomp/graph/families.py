@@ -7,14 +7,22 @@ family here is a barrier, so that a missing handler costs compression, never cor
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
 
-from tfcomp.graph.channels import Barrier, Call, Flow, Ids, handles, unite_all
+from tfcomp.graph.channels import (
+    Barrier,
+    Call,
+    Flow,
+    Flows,
+    Ids,
+    handler_of,
+    handles,
+    unite_all,
+)
 
 # Where a kernel has its input and its output channels.
 KERNEL_AXES = {
@@ -41,12 +49,21 @@ _ELEMENTWISE_ACTIVATIONS = [
 _ELEMENTWISE_LAYERS = (layers.ReLU, layers.LeakyReLU, layers.ELU)
 
 _ELEMENTWISE_OPS = (
-    "Absolute", "Cast", "Celu", "Clip", "Elu", "Erf", "Exp", "Expm1", "Gelu", "HardShrink",
-    "HardSigmoid", "HardSilu", "HardTanh", "LeakyRelu", "Log", "Log1p", "LogSigmoid", "Mish",
-    "Negative", "Reciprocal", "Relu", "Relu6", "Round", "Rsqrt", "Selu", "Sigmoid", "Sign", "Silu",
-    "SoftShrink", "Softplus", "Softsign", "SparsePlus", "SparseSigmoid", "Sqrt", "Square",
-    "Squareplus", "Tanh", "TanhShrink", "Threshold", "StopGradient", "Add", "Subtract", "Multiply",
-    "Divide", "TrueDivide", "Maximum", "Minimum", "Power",
+    "Abs", "Absolute", "Add", "Arccos", "Arccosh", "Arcsin", "Arcsinh", "Arctan", "Arctan2",
+    "Arctanh", "BitwiseAnd", "BitwiseInvert", "BitwiseLeftShift", "BitwiseNot", "BitwiseOr",
+    "BitwiseRightShift", "BitwiseXor", "Cast", "Cbrt", "Ceil", "Celu", "Clip", "ConvertToTensor",
+    "Copy", "Cos", "Cosh", "Deg2rad", "Divide", "DivideNoNan", "Elu", "Equal", "Erf", "Erfc",
+    "Erfinv", "Exp", "Exp2", "Expm1", "Fabs", "Floor", "FloorDivide", "Fmax", "Fmin", "Fmod",
+    "FullLike", "Gcd", "Gelu", "Greater", "GreaterEqual", "HardShrink", "HardSigmoid", "HardSilu",
+    "HardTanh", "Heaviside", "Hypot", "I0", "Isclose", "Isfinite", "Isinf", "Isnan", "Isneginf",
+    "Isposinf", "Lcm", "Ldexp", "LeakyRelu", "LeftShift", "Less", "LessEqual", "Log", "Log10",
+    "Log1p", "Log2", "LogSigmoid", "Logaddexp", "Logaddexp2", "LogicalAnd", "LogicalNot",
+    "LogicalOr", "LogicalXor", "Maximum", "Minimum", "Mish", "Mod", "Multiply", "NanToNum",
+    "Negative", "Nextafter", "NotEqual", "OnesLike", "Power", "Rad2deg", "Reciprocal", "Relu",
+    "Relu6", "RightShift", "Round", "Rsqrt", "SaturateCast", "Selu", "Sigmoid", "Sign", "Signbit",
+    "Silu", "Sin", "Sinc", "Sinh", "SoftShrink", "Softplus", "Softsign", "SparsePlus",
+    "SparseSigmoid", "Sqrt", "Square", "Squareplus", "StopGradient", "Subtract", "Tan", "Tanh",
+    "TanhShrink", "Threshold", "TrueDivide", "Trunc", "ZerosLike",
 )  # fmt: skip
 
 
@@ -67,13 +84,13 @@ def _convolution(call: Call) -> Flow | None:
     inputs, outputs = KERNEL_AXES[type(call.op)]
     if getattr(call.op, "groups", 1) != 1:
         return _grouped(call, call.op.groups)
-    call.reads("kernel", inputs, _ids(call.flow_on(call.data_axis)))
+    call.reads("kernel", inputs, ids_of(call.flow_on(call.data_axis)))
     return call.creates("filters", "kernel", outputs, call.data_axis)
 
 
 def _grouped(call: Call, groups: int) -> Flow:
     """Every group loses the same places, so that all stay of one size."""
-    read = _ids(call.flow_on(call.data_axis))
+    read = ids_of(call.flow_on(call.data_axis))
     size = call.op.kernel.shape[-2]
     if read is None:
         read = call.frozen(groups * size)
@@ -91,14 +108,14 @@ def _grouped(call: Call, groups: int) -> Flow:
 
 @handles(layers.SeparableConv1D, layers.SeparableConv2D)
 def _separable(call: Call) -> Flow | None:
-    read = call.reads("depthwise_kernel", -2, _ids(call.flow_on(call.data_axis)))
+    read = call.reads("depthwise_kernel", -2, ids_of(call.flow_on(call.data_axis)))
     call.reads("pointwise_kernel", -2, np.repeat(read, call.op.depth_multiplier))
     return call.creates("filters", "pointwise_kernel", -1, call.data_axis)
 
 
 @handles(layers.Dense)
 def _dense(call: Call) -> Flow | None:
-    call.reads("kernel", 0, _ids(call.flow_on(-1)))
+    call.reads("kernel", 0, ids_of(call.flow_on(-1)))
     return call.creates("units", "kernel", 1, call.rank - 1)
 
 
@@ -107,7 +124,7 @@ def _dense(call: Call) -> Flow | None:
 
 @handles(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 def _depthwise(call: Call) -> Flow | None:
-    read = call.reads("kernel", -2, _ids(call.flow_on(call.data_axis)))
+    read = call.reads("kernel", -2, ids_of(call.flow_on(call.data_axis)))
     # Output channel c·m + j comes from input channel c.
     made = np.repeat(read, call.op.depth_multiplier)
     call.reads_bias(made)
@@ -119,7 +136,7 @@ def _batch_normalization(call: Call) -> Flow | None:
     flow = call.flow_on(call.op.axis)
     for weight in ("gamma", "beta", "moving_mean", "moving_variance"):
         if getattr(call.op, weight) is not None:
-            call.reads(weight, 0, _ids(flow))
+            call.reads(weight, 0, ids_of(flow))
     return flow
 
 
@@ -166,7 +183,7 @@ def _prelu(call: Call) -> Flow | None:
     axes = [flow.axis - 1] if flow else range(len(shape))
     for axis in axes:
         if shape[axis] != 1:
-            call.reads("alpha", axis, _ids(flow))
+            call.reads("alpha", axis, ids_of(flow))
     return flow
 
 
@@ -269,185 +286,46 @@ def _global_pooling(call: Call) -> Flow | None:
     return flow if flow is None or call.op.keepdims else Flow(1, flow.ids)
 
 
-@handles("Mean", "Max", "Min", "Sum")
-def _reduction(call: Call) -> Flow | None:
-    flow, config = call.flow, call.op.get_config()
-    if flow is None:
-        return None
-    axes = range(call.rank) if config["axis"] is None else np.atleast_1d(config["axis"])
-    reduced = {int(axis) % call.rank for axis in axes}
-    if flow.axis in reduced:
-        raise Barrier("reduces over channels")
-    if config["keepdims"]:
-        return flow
-    return Flow(flow.axis - sum(axis < flow.axis for axis in reduced), flow.ids)
-
-
-# --- Arrangement: concatenation, reshaping, transposing --------------------------------------
-
-
-@handles(layers.Concatenate, "Concatenate")
-def _concatenate(call: Call) -> Flow | None:
-    flows, inputs = call.flows, call.node.inputs
-    tracked = {flow.axis for flow in flows if flow}
-    if not tracked:
-        return None
-    if len(tracked) > 1:
-        raise Barrier("joins tensors whose channels are on different axes")
-    axis = tracked.pop()
-    parts = [
-        flow.ids if flow else call.frozen(tensor.shape[axis])
-        for tensor, flow in zip(inputs, flows, strict=True)
-    ]
-    if call.op.get_config()["axis"] % len(inputs[0].shape) == axis:
-        return Flow(axis, np.concatenate(parts))
-    return Flow(axis, unite_all(call.walk, parts))
-
-
-@handles(layers.Flatten)
-def _flatten(call: Call) -> Flow | None:
-    flow, shape = call.flow, call.tensor.shape
-    if flow is None or len(shape) == 2:
-        return flow
-    places = _everywhere(flow, shape)
-    # With channels_first the layer moves the first axis behind the others before it flattens.
-    places = places if call.data_axis == len(shape) - 1 else np.moveaxis(places, 0, -1)
-    return Flow(1, places.ravel())
-
-
-@handles(layers.Reshape)
-def _reshape(call: Call) -> Flow | None:
-    return _reshaped(call, "target_shape", call.op.target_shape, 1)
-
-
-@handles("Reshape")
-def _reshape_operation(call: Call) -> Flow | None:
-    shape = call.op.get_config()["newshape"]
-    if call.flow and (shape[0] != -1 or call.tensor.shape[0] is not None):
-        raise Barrier("may mix the batch into channels")
-    return _reshaped(call, "newshape", shape, 0)
-
-
-def _reshaped(call: Call, entry: str, target: tuple[int, ...], first_axis: int) -> Flow | None:
-    flow = call.flow
-    made = flow and _reshaped_flow(call, flow)
-    if made is None:
-        for index, size in enumerate(target):
-            if size > 0:
-                call.counts(entry, call.frozen(size), index)
-        return None
-    index = made.axis - first_axis
-    if target[index] != -1:
-        call.counts(entry, made.ids, index)
-    return made
-
-
-def _reshaped_flow(call: Call, flow: Flow) -> Flow:
-    old, new = call.tensor.shape, call.node.outputs[0].shape
-    kept = _same_place(flow, old, new)
-    if kept is not None:
-        return Flow(kept, flow.ids)
-    if None in new[1:]:
-        raise Barrier("reshapes channels with a size that is unknown")
-    ids = _everywhere(flow, old).reshape([size or 0 for size in new[1:]])
-    for axis in reversed(range(ids.ndim)):
-        rows = np.moveaxis(ids, axis, -1).reshape(-1, ids.shape[axis])
-        if (rows == rows[:1]).all():
-            return Flow(axis + 1, rows[0])
-    # Channels are laid out over several axes, as by Dense → Reshape((7, 7, 64)): what becomes
-    # one channel has to go together.
-    return Flow(ids.ndim, unite_all(call.walk, ids.reshape(-1, ids.shape[-1])))
-
-
-def _same_place(flow: Flow, old: tuple[Any, ...], new: tuple[Any, ...]) -> int | None:
-    """The axis of `new` that is still the channels, with as many values behind it as before."""
-    behind = old[flow.axis + 1 :]
-    for axis in range(1, len(new)):
-        after = new[axis + 1 :]
-        if new[axis] == len(flow.ids) and None not in (*behind, *after):  # noqa: SIM102
-            if math.prod(after) == math.prod(behind):
-                return axis
-    return None
-
-
-@handles(layers.Permute)
-def _permute(call: Call) -> Flow | None:
-    return _transposed(call, (0, *call.op.dims))
-
-
-@handles(layers.RepeatVector)
-def _repeat_vector(call: Call) -> Flow | None:
-    return Flow(2, call.flow.ids) if call.flow else None
-
-
-@handles("Transpose")
-def _transpose(call: Call) -> Flow | None:
-    axes = call.op.get_config()["axes"] or tuple(reversed(range(call.rank)))
-    return _transposed(call, tuple(axis % call.rank for axis in axes))
-
-
-@handles("ExpandDims")
-def _expand_dims(call: Call) -> Flow | None:
-    if call.flow is None:
-        return None
-    axes = np.atleast_1d(call.op.get_config()["axis"])
-    made = {int(axis) % (call.rank + len(axes)) for axis in axes}
-    if 0 in made:
-        raise Barrier("makes another axis the batch")
-    places = [axis for axis in range(call.rank + len(axes)) if axis not in made]
-    return Flow(places[call.flow.axis], call.flow.ids)
-
-
-@handles("Squeeze")
-def _squeeze(call: Call) -> Flow | None:
-    flow, shape, axis = call.flow, call.tensor.shape, call.op.get_config()["axis"]
-    if flow is None:
-        return None
-    axes = [i for i, size in enumerate(shape) if size == 1] if axis is None else np.atleast_1d(axis)
-    gone = {int(one) % call.rank for one in axes}
-    if flow.axis in gone or 0 in gone:
-        raise Barrier("drops the axis of channels, or the batch")
-    return Flow(flow.axis - sum(one < flow.axis for one in gone), flow.ids)
-
-
-def _transposed(call: Call, axes: tuple[int, ...]) -> Flow | None:
-    if call.flow is None:
-        return None
-    axis = axes.index(call.flow.axis)
-    if axis == 0:
-        raise Barrier("makes channels the batch")
-    return Flow(axis, call.flow.ids)
-
-
-def _everywhere(flow: Flow, shape: tuple[int | None, ...]) -> Ids:
-    """The id at every position of one sample, an array of shape `shape[1:]`."""
-    if None in shape[1:]:
-        raise Barrier("rearranges channels with a size that is unknown")
-    line = [1] * (len(shape) - 1)
-    line[flow.axis - 1] = len(flow.ids)
-    sizes = tuple(size for size in shape[1:] if size is not None)
-    return np.broadcast_to(flow.ids.reshape(line), sizes)
-
-
-def _ids(flow: Flow | None) -> Ids | None:
+def ids_of(flow: Flow | None) -> Ids | None:
+    """The ids of a flow, if there is one."""
     return None if flow is None else flow.ids
 
 
 # --- What is known not to keep channels apart, said better than "unknown" ---------------------
 
+_OVER_CHANNELS = "normalises over channels: without one of them the others would change"
 _KNOWN_BARRIERS: dict[str, str] = {
-    "LayerNormalization": "normalises over channels: without one of them the others would change",
-    "RMSNormalization": "normalises over channels: without one of them the others would change",
-    "UnitNormalization": "normalises over channels: without one of them the others would change",
-    "GroupedQueryAttention": "shares keys and values among heads, which are not cut",
+    "LayerNorm": _OVER_CHANNELS,
+    "RMSNorm": _OVER_CHANNELS,
     "FakeQuantize": "is of quantisation-aware training, before which channels are cut",
     "FakeQuantizeWeights": "is of quantisation-aware training, before which channels are cut",
     "Lambda": "is a function that cannot be looked into",
-    "Softmax": "normalises over channels",
-    "LogSoftmax": "normalises over channels",
+    "Masking": "tells from all channels together which steps are masked",
 }
 
 
 def barrier_reason(op: Any) -> str:
     """Why channels that flow into an operation without a handler are left alone."""
     return _KNOWN_BARRIERS.get(type(op).__name__, "is not known to keep channels apart")
+
+
+def handled(call: Call) -> Flows:
+    """What a call does to channels, by the handler of its layer.
+
+    Raises:
+        Barrier: If the layer does not keep channels apart, or is not known to.
+    """
+    op, handler = call.op, handler_of(call.op)
+    if getattr(op, "quantization_mode", None) or getattr(op, "lora_enabled", False):
+        raise Barrier("holds its weights quantised or with LoRA")
+    if handler is None:
+        raise Barrier(barrier_reason(op))
+    made = handler(call)
+    activation = getattr(op, "activation", None)
+    if not is_elementwise(activation):
+        name = getattr(activation, "__name__", type(activation).__name__)
+        reason = f"has the activation {name} in {call.node.name!r}, which may mix channels"
+        for flow in made if isinstance(made, tuple) else (made,):
+            if flow is not None:
+                call.walk.freeze(flow.ids, reason)
+    return made

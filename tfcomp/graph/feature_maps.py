@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from tfcomp.graph.families_contractions import made_axis
 from tfcomp.graph.rebuild import rebuild
 from tfcomp.graph.trace import Graph, Node, Tensor
 
@@ -55,8 +56,16 @@ def feature_maps(graph: Graph, name: str, *, through_sums: bool = False) -> tupl
 
 
 def channel_axis(layer: Any) -> int:
-    """Where the output of a layer has its channels: 1 or -1."""
-    return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
+    """Where the output of a layer has its channels, counted from the end unless it is 1."""
+    if isinstance(layer, keras.layers.EinsumDense):
+        return made_axis(layer)
+    if isinstance(layer, keras.layers.Wrapper):
+        inner = channel_axis(layer.layer)
+        return -1 - len(layer.layer.kernel_size) if inner == 1 else inner
+    if getattr(layer, "data_format", None) != "channels_first":
+        return -1
+    # A ConvLSTM has an axis of time before that of channels, or has it not.
+    return -1 - len(layer.kernel_size) if isinstance(layer, keras.layers.RNN) else 1
 
 
 def _behind(graph: Graph, node: Node, through_sums: bool) -> Tensor:
@@ -150,9 +159,10 @@ def _tapped(graph: Graph, maps: Maps, tap: Callable[[Tensor, Any], Any]) -> kera
     def tapped(tensor: Tensor, value: Any) -> Any:
         if tensor not in axes:
             return value
-        if axes[tensor] == -1:
+        axis = axes[tensor]
+        if axis == -1:
             return tap(tensor, value)
-        return keras.ops.moveaxis(tap(tensor, keras.ops.moveaxis(value, 1, -1)), -1, 1)
+        return keras.ops.moveaxis(tap(tensor, keras.ops.moveaxis(value, axis, -1)), -1, axis)
 
     def call(new_op: Any, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = new_op(*args, **kwargs)

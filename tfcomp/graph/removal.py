@@ -107,18 +107,27 @@ def _moved(
 
 
 def _unbuilt(layer: keras.layers.Layer) -> dict[str, Any]:
-    """Configurations of wrapped layers, without the shape that these were built for."""
+    """Configurations of wrapped layers, without what belongs to the shapes that they had."""
     config = layer.get_config()
-    return {
-        key: _without_build(value)
-        for key, value in config.items()
-        if isinstance(value, dict) and "build_config" in value
-    }
+    # An activation is a function, which its serialised form may not give back.
+    nested = {key: value for key, value in config.items() if _is_nested(value)}
+    return {key: _without_build(v) for key, v in nested.items() if key != "activation"}
 
 
 def _without_build(value: Any) -> Any:
-    is_layer = isinstance(value, dict) and "build_config" in value
-    return {k: v for k, v in value.items() if k != "build_config"} if is_layer else value
+    if isinstance(value, dict):
+        if value.get("class_name") == "Constant" and _is_nested(value["config"]["value"]):
+            # An array of the old shape cannot make the new weights.
+            return keras.saving.serialize_keras_object(keras.initializers.Zeros())
+        dropped = "build_config" if "class_name" in value else None
+        return {key: _without_build(item) for key, item in value.items() if key != dropped}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_without_build(item) for item in value)
+    return value
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, (dict, list, tuple))
 
 
 def _array_initializers(layer: keras.layers.Layer) -> dict[str, str]:
