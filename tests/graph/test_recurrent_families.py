@@ -3,10 +3,12 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
-from tests.graph.masked import check
-from tfcomp.graph import SizeKey, dependencies
+from tests.graph.masked import check, inputs_of, masked, randomize
+from tfcomp.graph import AxisKey, SizeKey, dependencies, remove_units
+from tfcomp.graph.feature_maps import channel_axis
 
 STATES = {"LSTM": 2, "GRU": 1, "SimpleRNN": 1}
 CELLS = {"LSTM": layers.LSTMCell, "GRU": layers.GRUCell, "SimpleRNN": layers.SimpleRNNCell}
@@ -172,6 +174,35 @@ def test_convolutional_lstm(rank):
     _, small, removed = check(model, zeros)
     assert removed["r1"] == removed["r2"]
     assert small.get_layer("r1").filters == 2
+
+
+def test_convolutional_lstm_with_channels_first():
+    x = keras.Input((3, 2, 4, 5))
+    y = layers.ConvLSTM2D(
+        4, 2, padding="same", data_format="channels_first", return_sequences=True, name="r1"
+    )(x)
+    y = layers.TimeDistributed(layers.BatchNormalization(axis=1), name="norm")(y)
+    first = layers.MaxPooling2D(2, data_format="channels_first")
+    y = layers.TimeDistributed(first, name="pool")(y)
+    y = layers.ConvLSTM2D(3, 2, data_format="channels_first", name="r2")(y)
+    model = keras.Model(x, layers.Dense(3, name="out")(layers.Flatten()(y)))
+    randomize(model)
+    found = dependencies(model)
+    assert [len(group.units) for group in found.groups] == [4, 3]
+    assert len(found.axes[AxisKey("norm", "layer.gamma", 0)]) == 4
+    small = remove_units(found, [1, 5])
+    assert small.get_layer("r2").cell.kernel.shape == (2, 2, 3, 8)
+    assert channel_axis(small.get_layer("r1")) == -3
+    places = small.get_layer("out").kernel.shape[0] // 2
+    reads = [*reads_itself(model, "r1", [1]), *reads_itself(model, "r2", [1], [1])]
+    out = ("out", "kernel", 0, [places + n for n in range(places)])
+    # Which TensorFlow knows on CPUs only where it compiles.
+    expected, received = (
+        np.asarray(tf.function(one, jit_compile=True)(inputs_of(model)))
+        for one in (masked(model, [*reads, out]), small)
+    )
+    assert np.ptp(expected, axis=0).max() > 1e-2
+    np.testing.assert_allclose(received, expected, atol=1e-5)
 
 
 INNER = {

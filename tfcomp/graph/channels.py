@@ -72,6 +72,8 @@ class Walk:
         self.bounds: dict[Node, tuple[int, Ids, Ids]] = {}
         # Pieces of tensors that must not become empty.
         self.parts: list[tuple[Ids, str]] = []
+        # Channels that go only with those of a layer that they are united with.
+        self.unmade: list[tuple[Ids, str]] = []
         # Channels that must not become so many.
         self.avoided: list[tuple[Ids, int]] = []
         self.frozen: list[tuple[Ids, str]] = []

@@ -220,7 +220,18 @@ def _freeze_edges(walk: Walk, spare: list[str]) -> None:
     for name in walk.created:
         if len(walk.channels(name)) == 1:
             walk.freeze(walk.channels(name), "has only one channel")
+    _keep_unmade(walk)
     _keep_parts(walk)
+
+
+def _keep_unmade(walk: Walk) -> None:
+    """Freezes channels that no layer makes, unless they are united with some that one does."""
+    if not walk.unmade:
+        return
+    roots = walk.roots()
+    made = np.concatenate([roots[walk.channels(name)] for name in walk.created] or [roots[:0]])
+    for ids, reason in walk.unmade:
+        walk.freeze(ids[~np.isin(roots[ids], made)], reason)
 
 
 def _keep_parts(walk: Walk) -> None:
@@ -348,13 +359,14 @@ def changed_entries(found: Dependencies, gone: npt.NDArray[np.bool_]) -> dict[st
         if count == len(units):
             continue
         entries = result.setdefault(key.layer, {})
-        *outer, last = key.entry.split(".")
-        top = (*outer, last)[0]
+        path = [int(name) if name.isdigit() else name for name in key.entry.split(".")]
+        top, last = str(path[0]), path[-1]
         if top not in entries:
-            entries[top] = found.graph.ops[key.layer].get_config()[top]
+            value = found.graph.ops[key.layer].get_config()[top]
+            entries[top] = value if len(path) == 1 else _changeable(value)
         place: Any = entries
-        for name in outer:
-            place = place[int(name) if name.isdigit() else name]
+        for step in path[:-1]:
+            place = place[step]
         if key.index is None:
             place[last] = count
         else:
@@ -362,6 +374,11 @@ def changed_entries(found: Dependencies, gone: npt.NDArray[np.bool_]) -> dict[st
             numbers[key.index : key.index + 1] = [count] if key.index < len(numbers) else []
             place[last] = tuple(numbers)
     return result
+
+
+def _changeable(value: Any) -> Any:
+    """An entry whose parts can be set: lists in place of tuples."""
+    return [_changeable(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _numbers(value: Any, key: SizeKey, sizes: Mapping[SizeKey, Units]) -> list[int]:

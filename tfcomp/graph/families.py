@@ -115,8 +115,17 @@ def _separable(call: Call) -> Flow | None:
 
 @handles(layers.Dense)
 def _dense(call: Call) -> Flow | None:
-    call.reads("kernel", 0, ids_of(call.flow_on(-1)))
-    return call.creates("units", "kernel", 1, call.rank - 1)
+    flow = call.flow
+    if flow is None or flow.axis == call.rank - 1:
+        call.reads("kernel", 0, ids_of(flow))
+        return call.creates("units", "kernel", 1, call.rank - 1)
+    # It mixes places, not channels, as between the steps of time: these pass.
+    call.notes("makes channels beside those that it passes on, on another axis than these")
+    call.reads("kernel", 0, None)
+    made = call.reads("kernel", 1, None)
+    call.reads_bias(made)
+    call.counts("units", made)
+    return flow
 
 
 # --- Layers with weights, one channel by itself ----------------------------------------------

@@ -187,12 +187,18 @@ def _pad(call: Call) -> Flow | None:
     if flow is None:
         return None
     widths = config["pad_width"]
-    before, after = widths[flow.axis if len(widths) > 1 else 0]
+    if np.shape(widths) != (call.rank, 2) or isinstance(widths, np.ndarray):
+        raise Barrier("pads by numbers that are not a pair for each axis")
+    before, after = widths[flow.axis]
     if not before and not after:
         return flow
     if config["mode"] != "constant":
         raise Barrier("pads channels with others")
-    parts = [call.frozen(before), flow.ids, call.frozen(after)]
+    parts = [call.walk.fresh(before), flow.ids, call.walk.fresh(after)]
+    for place in (0, 2):
+        if len(parts[place]):
+            call.counts(f"pad_width.{flow.axis}.{place // 2}", parts[place])
+            call.walk.unmade.append((parts[place], "is a constant that no layer makes"))
     return Flow(flow.axis, np.concatenate(parts))
 
 
