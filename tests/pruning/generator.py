@@ -263,6 +263,80 @@ def repeat(b, x, y, n):
     return layers.RepeatVector(STEPS)(x) if n % 2 else b.as_rank(x, 3, n)
 
 
+def first(kind, *args, **kwargs):
+    return kind(*args, data_format="channels_first", **kwargs)
+
+
+def channels_first(b, x, y, n):
+    """Channels in front; where the width is not larger than their number, no bias."""
+    x, bias = layers.Permute((3, 1, 2))(x), n % 2 == 0
+    if n % 3 == 0:
+        x = first(layers.DepthwiseConv2D, 3, padding="same", depth_multiplier=1 + n % 2)(x)
+    x = first(layers.Conv2D, 2 + n, 1 + n % 3, padding="same", use_bias=bias)(x)
+    x = layers.BatchNormalization(axis=1)(x)
+    x = first(layers.MaxPooling2D, 2, 1, padding="same")(x) if n > 4 else layers.ReLU()(x)
+    if n == 7:
+        return layers.Reshape((HEIGHT, WIDTH, 2 + n))(first(layers.Flatten)(x))
+    return ops.moveaxis(x, 1, -1) if n % 4 else layers.Permute((2, 3, 1))(x)
+
+
+def translate(b, x, y, n):
+    """The states of an encoder go to a decoder, in one direction or in both."""
+    kind, units = RECURRENT[n % 3], 2 + n % 4
+    encoder, decoder = (kind(units, return_state=i == 0, return_sequences=True) for i in (0, 1))
+    if n > 4:
+        encoder, decoder = layers.Bidirectional(encoder), layers.Bidirectional(decoder, "mul")
+    whole, *states = encoder(x)
+    return layers.Concatenate()([decoder(y, initial_state=states), whole])
+
+
+def run_cells(b, x, y, n):
+    cell = [layers.LSTMCell, layers.GRUCell, layers.SimpleRNNCell][n % 3](2 + n % 4)
+    if n > 4:
+        return layers.Bidirectional(layers.RNN(cell, return_sequences=True), "sum")(x)
+    return layers.RNN(cell, return_sequences=True, go_backwards=n == 4)(x)
+
+
+def convolve_in_time(b, x, y, n):
+    return layers.ConvLSTM2D(2 + n % 4, 1 + n % 2, padding="same", return_sequences=True)(x)
+
+
+def einsum(b, x, y, n):
+    if len(x.shape) == 3 and n % 2:
+        return layers.EinsumDense("abc,cd->abd", (STEPS, 2 + n), bias_axes=["d", "bd"][n % 3 > 0])(
+            x
+        )
+    return layers.EinsumDense("...x,xy->...y", 2 + n, activation=ACTIVATIONS[n])(x)
+
+
+def wrapped(b, x, y, n):
+    """Layers within others, and a normalisation over places alone."""
+    return [
+        lambda: layers.TimeDistributed(layers.BatchNormalization())(x),
+        lambda: layers.TimeDistributed(layers.Conv2D(2 + n, 1))(x),
+        lambda: layers.TimeDistributed(layers.MaxPooling2D(2, 1, padding="same"))(x),
+        lambda: layers.TimeDistributed(layers.DepthwiseConv2D(3, padding="same"))(x),
+        lambda: layers.TimeDistributed(layers.PReLU(shared_axes=[1, 2]))(x),
+        lambda: layers.SpectralNormalization(layers.Dense(2 + n, activation="tanh"))(x),
+        lambda: layers.SpectralNormalization(layers.Conv3D(2 + n, 1))(x),
+        lambda: layers.LayerNormalization(axis=(2, 3))(x),
+    ][n]()
+
+
+def operate(b, x, y, n):
+    y = fitted(y, x)
+    return [
+        lambda: ops.flip(x, axis=-1),
+        lambda: ops.max(ops.stack([x, y], axis=1), axis=1),
+        lambda: ops.where(x > y, x, 0.1 * y),
+        lambda: ops.repeat(x, 2, axis=-1),
+        lambda: ops.pad(x, [*[(0, 0)] * (len(x.shape) - 1), (1, 2)]),
+        lambda: ops.tile(x, [2]) + ops.sin(ops.concatenate([y, y], axis=-1)),
+        lambda: ops.glu(ops.concatenate([x, y], axis=-1)),
+        lambda: ops.swapaxes(ops.logaddexp(ops.swapaxes(x, 1, -1), ops.swapaxes(y, -1, 1)), 1, -1),
+    ][n]()
+
+
 ANY = ["vector", "seq", "map", "volume"]
 # What is made, from a tensor of which kinds. What comes twice is drawn twice as often.
 MOVES = [
@@ -310,6 +384,13 @@ MOVES = [
     (ANY, nested),
     (ANY, nested_sequential),
     (ANY, shared),
+    (["map"], channels_first),
+    (["seq"], translate),
+    (["seq"], run_cells),
+    (["volume"], convolve_in_time),
+    (["volume"], wrapped),
+    (["seq", "map"], einsum),
+    (ANY, operate),
 ]
 RANKS = {"vector": 2, "seq": 3, "map": 4, "volume": 5}
 SHAPES = {3: (STEPS,), 4: (HEIGHT, WIDTH), 5: (1, HEIGHT, WIDTH)}

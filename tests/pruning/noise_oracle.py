@@ -16,16 +16,29 @@ CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-GATES = {layers.LSTM: 4, layers.GRU: 3, layers.SimpleRNN: 1}
+GATES = {layers.LSTMCell: 4, layers.GRUCell: 3, layers.SimpleRNNCell: 1}
+RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN, layers.RNN, layers.ConvLSTM2D)
+WRAPPERS = (layers.TimeDistributed, layers.SpectralNormalization)
 
 
 def is_source(op):
     """Whether the layer mixes what it reads by a kernel, and so makes channels of its own."""
     if type(op) in CONVOLUTIONS and op.groups > 1 and op.kernel.shape[-2] == 1:
         return False  # Depthwise by another name.
-    kinds = (*CONVOLUTIONS, *TRANSPOSED, *SEPARABLE, *GATES)
-    others = (layers.Dense, layers.Embedding, layers.MultiHeadAttention)
-    return type(op) in (*kinds, *others, layers.Bidirectional, layers.TimeDistributed)
+    if type(op) in WRAPPERS:
+        return is_source(op.layer)
+    kinds = (*CONVOLUTIONS, *TRANSPOSED, *SEPARABLE, *RECURRENT, layers.Bidirectional)
+    others = (layers.Dense, layers.EinsumDense, layers.Embedding, layers.MultiHeadAttention)
+    return type(op) in (*kinds, *others)
+
+
+def channel_axis(op):
+    """Where a source reads and makes channels, from the end."""
+    return -1 - len(op.kernel_size) if is_channels_first(op) else -1
+
+
+def is_channels_first(op):
+    return getattr(op, "data_format", None) == "channels_first"
 
 
 def kernels(op):
@@ -36,11 +49,12 @@ def kernels(op):
         return [(op.pointwise_kernel, -1, 1)]
     if type(op) is layers.Embedding:
         return [(op.embeddings, -1, 1)]
-    if type(op) in GATES:
-        return [(op.cell.kernel, -1, GATES[type(op)])]
+    if type(op) in RECURRENT:
+        # A cell of no public class is that of a ConvLSTM.
+        return [(op.cell.kernel, -1, GATES.get(type(op.cell), 4))]
     if type(op) is layers.Bidirectional:
         return kernels(op.forward_layer) + kernels(op.backward_layer)
-    if type(op) is layers.TimeDistributed:
+    if type(op) in WRAPPERS:
         return kernels(op.layer)
     if type(op) is layers.MultiHeadAttention:
         return [(op.output_dense.kernel, -1, 1)]
@@ -97,7 +111,11 @@ def random_inputs(model, batch, seed=1):
 
 def call(node, values):
     kwargs = {key: value for key, value in node.kwargs.items() if value is not None}
-    result = node.op(*substitute(node.args, values), **substitute(kwargs, values))
+    op = node.op
+    if is_channels_first(op):
+        # Which TensorFlow knows on CPUs only where it compiles.
+        op = tf.function(op, jit_compile=True, autograph=False)
+    result = op(*substitute(node.args, values), **substitute(kwargs, values))
     return keras.tree.flatten(result)
 
 
@@ -116,8 +134,10 @@ def reached_inputs(graph, arrays, removed):
                 rng = np.random.default_rng((index, place))
                 noise = rng.normal(size=(len(arrays[0]), *tensor.shape[1:]))
                 if disturbed:
-                    gone = removed[node.name]
-                    noise[..., gone] = 30.0 * rng.normal(size=noise[..., gone].shape)
+                    lines = np.moveaxis(noise, channel_axis(node.op), 0)
+                    # A state of one direction has the channels of one.
+                    gone = removed[node.name][: len(lines)]
+                    lines[gone] = 30.0 * rng.normal(size=lines[gone].shape)
                 values[tensor] = tf.constant(noise)
         runs.append((seen, [np.asarray(values[tensor]) for tensor in graph.output_tensors]))
     (calm, calm_out), (wild, wild_out) = runs
@@ -125,15 +145,21 @@ def reached_inputs(graph, arrays, removed):
         np.testing.assert_array_equal(a, b, "a removed channel reaches an output directly")
     reached = {}
     for index, inputs in calm.items():
-        masks = [
-            (a != b).reshape(-1, a.shape[-1]).any(axis=0)
-            for a, b in zip(inputs, wild[index], strict=True)
-        ]
+        axis = channel_axis(graph.nodes[index].op)
+        masks = [changed(a, b, axis) for a, b in zip(inputs, wild[index], strict=True)]
         known = reached.setdefault(graph.nodes[index].name, masks)
         assert all((a == b).all() for a, b in zip(known, masks, strict=True)), (
             "calls of a shared layer differ"
         )
     return reached
+
+
+def changed(before, after, axis):
+    """Which channels differ, in a shape that suits the whole tensor."""
+    axis %= before.ndim
+    others = tuple(i for i in range(before.ndim) if i != axis)
+    mask = (before != after).any(axis=others, keepdims=True)
+    return mask[0] if others and others[0] == 0 else mask
 
 
 def silence(layer, inner):
@@ -146,7 +172,7 @@ def silence(layer, inner):
         cell = getattr(part, "cell", None)
         variable = part.kernel if cell is None else cell.recurrent_kernel
         value = np.array(variable)
-        value[gone] = 0.0
+        np.moveaxis(value, 0 if cell is None else -2, 0)[gone] = 0.0
         variable.assign(value)
 
 
@@ -154,7 +180,7 @@ def masked_outputs(model, arrays, reached, inner):
     copy = rebuild(model)
     for name, gone in inner.items():
         layer = copy.get_layer(name)
-        if type(layer) in (*GATES, layers.Bidirectional, layers.MultiHeadAttention):
+        if type(layer) in (*RECURRENT, layers.Bidirectional, layers.MultiHeadAttention):
             silence(layer, gone)
     graph = trace(copy)
     values = dict(zip(graph.input_tensors, map(tf.constant, arrays), strict=True))
@@ -167,6 +193,8 @@ def masked_outputs(model, arrays, reached, inner):
 
 
 def outputs(model, arrays):
+    if any(map(is_channels_first, trace(model).ops.values())):
+        return masked_outputs(model, arrays, {}, {})
     given = keras.tree.pack_sequence_as(model.input, [tf.constant(array) for array in arrays])
     return [np.asarray(value) for value in keras.tree.flatten(model(given, training=False))]
 
