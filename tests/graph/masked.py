@@ -9,7 +9,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from tfcomp.graph import dependencies, rebuild, remove_units, removed_channels
+from tfcomp.graph import dependencies, rebuild, remove_units, removed_channels, trace
+from tfcomp.pruning.budget_search import Ledger
 
 # Weights in which a fault does not show: added to all scores alike, or to what all is scaled by.
 SILENT = ("key_dense.bias", "bias", "adapt_mean")
@@ -122,6 +123,13 @@ def compare(model, mask, seed=0, silent=()):
     assert removed, found.skipped
     small = remove_units(found, units)
     assert small.count_params() < model.count_params()
+    assert Ledger(found).parameters(units) == small.count_params()
+    shrunk = trace(small)
+    for node, new in zip(found.graph.nodes, shrunk.nodes, strict=True):
+        for tensor, cut in zip(node.outputs, new.outputs, strict=True):
+            axis, owners = found.channels.get(tensor, (0, None))
+            if owners is not None:
+                assert cut.shape[axis] == np.count_nonzero(~np.isin(owners, units))
     copy = mask(removed)
     assert gap(model, small, copy) <= 1e-5
     assert all((a == b).all() for a, b in zip(before, model.get_weights(), strict=True))

@@ -125,6 +125,31 @@ def test_heads_written_with_einsum():
     assert small.get_layer("query").kernel.shape == (3, 2, 3)
 
 
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_attention_as_an_operation(scale):
+    x = keras.Input((5, 7))
+
+    def build(keep):
+        parts = []
+        for name in ("query", "key", "value"):
+            y = layers.EinsumDense("btd,dhe->bthe", (5, 4, 3), name=name)(x)
+            # Heads are the axis before the last.
+            parts.append(ops.swapaxes(keep(ops.swapaxes(y, 2, 3), name), 2, 3))
+        y = ops.dot_product_attention(*parts, scale=scale)
+        y = ops.swapaxes(keep(ops.swapaxes(y, 2, 3), "value"), 2, 3)
+        return keras.Model(x, out(y))
+
+    found, _, removed = check_built(build)
+    assert removed["query"] == removed["key"] == removed["value"]
+    assert found.n_units == 4
+    y = ops.dot_product_attention(*(dense(6, name)(x)[:, :, None] for name in "qkv"), scale=scale)
+    found = dependencies(keras.Model(x, out(y)))
+    if scale is None:
+        assert "scales its scores by the number of channels" in found.skipped["q"]
+    else:
+        assert [set(group.layers) for group in found.groups] == [{"q", "k"}, {"v"}]
+
+
 def test_projections_compared_by_a_matrix_product():
     x = keras.Input((5, 7))
 

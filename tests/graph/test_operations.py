@@ -95,7 +95,15 @@ MOVING = {
     "tile": (lambda a: ops.tile(a, (1, 1, 1, 3)), lambda c: [c, c + 6, c + 12]),
     "tile by few": (lambda a: ops.tile(a, [2, 2]), lambda c: [c, c + 6]),
     "pad": (lambda a: ops.pad(a, ((0, 0), (0, 0), (0, 0), (2, 1))), lambda c: [c + 2]),
+    "space to depth": (
+        lambda a: ops.nn.space_to_depth(a, 2),
+        lambda c: [c, c + 6, c + 12, c + 18],
+    ),
 }
+
+
+if not hasattr(ops.nn, "space_to_depth"):  # A later version of Keras has it.
+    del MOVING["space to depth"]
 
 
 @pytest.mark.parametrize("kind", MOVING)
@@ -109,6 +117,21 @@ def test_channels_get_other_places(kind):
     def zeros(removed):
         read = [place for c in removed["a"] for place in places(c)]
         return [("reader", "kernel", 0, read), ("out", "kernel", 0, removed["reader"])]
+
+    check(model, zeros)
+
+
+@pytest.mark.skipif(not hasattr(ops.nn, "depth_to_space"), reason="a later version of Keras has it")
+def test_pixels_out_of_channels():
+    x = keras.Input((3, 3, 3))
+    y = layers.Conv2D(24, 1, activation="tanh", name="a")(x)
+    y = layers.Dense(4, activation="tanh", name="reader")(ops.nn.depth_to_space(y, 2))
+    model = keras.Model(x, out(layers.GlobalMaxPooling2D()(y)))
+
+    def zeros(removed):
+        gone = [c for c in removed["a"] if c < 6]
+        assert removed["a"] == [c + 6 * n for n in range(4) for c in gone]
+        return [("reader", "kernel", 0, gone), ("out", "kernel", 0, removed["reader"])]
 
     check(model, zeros)
 

@@ -33,7 +33,7 @@ from tfcomp.graph.channels import (
     weight_of,
 )
 from tfcomp.graph.families import handled
-from tfcomp.graph.trace import Graph, Node, trace
+from tfcomp.graph.trace import Graph, Node, Tensor, trace
 
 Units = npt.NDArray[np.int64]
 
@@ -117,6 +117,7 @@ class Dependencies:
         bounds: For each call of `x[...]` that slices channels, which entry of the index does so,
             the units before its start and those before its stop.
         avoided: Units of channels, and a number of them that must not be what is left.
+        channels: For each tensor that has channels their axis, and the unit of each.
     """
 
     graph: Graph
@@ -127,6 +128,7 @@ class Dependencies:
     skipped: Mapping[str, str]
     bounds: Mapping[Node, tuple[int, Units, Units]] = dataclasses.field(default_factory=dict)
     avoided: tuple[tuple[Units, int], ...] = ()
+    channels: Mapping[Tensor, tuple[int, Units]] = dataclasses.field(default_factory=dict)
 
     @property
     def n_units(self) -> int:
@@ -281,6 +283,7 @@ def _resolve(walk: Walk, barriers: Mapping[str, str]) -> Dependencies:
         skipped={name: skipped[name] for name in sorted(skipped, key=order.index)},
         bounds={node: (i, units[a], units[b]) for node, (i, a, b) in walk.bounds.items()},
         avoided=tuple((units[ids], number) for ids, number in walk.avoided),
+        channels={tensor: (flow.axis, units[flow.ids]) for tensor, flow in walk.flows.items()},
     )
 
 

@@ -140,6 +140,22 @@ def _attention(call: Call) -> tuple[Flow | None, ...]:
     return (flow,)
 
 
+@handles("DotProductAttention")
+def _dot_product_attention(call: Call) -> Flow | None:
+    """Attention over tensors of the axes batch, step, head and channel."""
+    names = ("query", "key", "value")
+    given = [call.argument(name, index) for index, name in enumerate(names)]
+    labels = [labelled(spec) for spec in ("bqhc", "bkhc", "bkhv")]
+    operands = [operand(call, *pair) for pair in zip(given, labels, strict=True)]
+    read = {one.labels[one.flow.axis] for one in operands if one.flow}
+    if "c" in read and call.argument("scale", 5) is None:
+        raise Barrier("scales its scores by the number of channels")
+    extras = [call.argument("bias", 3), call.argument("mask", 4)]
+    if "h" in read and any(extra is not None for extra in extras):
+        raise Barrier("takes a bias or mask that may tell heads apart")
+    return contracted(call, operands, labelled("bqhv"))
+
+
 class Equation(NamedTuple):
     """The labels of an EinsumDense layer, and how many of its output it is not told the size of."""
 

@@ -239,6 +239,21 @@ def _image(call: Call) -> Flow | None:
     return call.flow_on(-3 if _channels_first(call) else -1)
 
 
+@handles("DepthToSpace")
+def _depth_to_space(call: Call) -> Flow | None:
+    flow, places = _image(call), call.op.get_config()["block_size"] ** 2
+    if flow is None:
+        return None
+    # Each block of channels is one place of what comes out: all lose the same.
+    return Flow(flow.axis, unite_all(call.walk, flow.ids.reshape(places, -1)))
+
+
+@handles("SpaceToDepth")
+def _space_to_depth(call: Call) -> Flow | None:
+    flow, places = _image(call), call.op.get_config()["block_size"] ** 2
+    return None if flow is None else Flow(flow.axis, np.tile(flow.ids, places))
+
+
 def _channels_first(call: Call) -> bool:
     data_format = call.op.get_config()["data_format"] or keras.config.image_data_format()
     return data_format == "channels_first"
