@@ -79,7 +79,7 @@ def test_barrier_in_the_middle_is_left_alone_and_listed():
     lambda x: x * np.arange(1.0, 7.0, dtype="float32"),
     lambda x: keras.ops.softmax(x),
     lambda x: keras.ops.sum(x, axis=-1, keepdims=True),
-    lambda x: layers.Dense(6)(layers.Permute((1, 3, 2))(x)),
+    lambda x: layers.Conv2D(6, 1)(layers.Permute((1, 3, 2))(x)),
     lambda x: layers.BatchNormalization(axis=1)(x),
 ])  # fmt: skip
 def test_what_mixes_channels_stops_the_cut_but_not_the_model(make):
