@@ -28,6 +28,7 @@ def randomize(model, seed=0):
             continue
         variable.assign(value.astype(variable.dtype))
     for layer in model.layers:
+        layer = layer.layer if isinstance(layer, layers.Wrapper) else layer
         if isinstance(layer, layers.Normalization):
             layer.finalize_state()
 

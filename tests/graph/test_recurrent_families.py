@@ -207,6 +207,7 @@ def test_convolutional_lstm_with_channels_first():
 
 INNER = {
     "norm": lambda: layers.BatchNormalization(),
+    "statistics": lambda: layers.Normalization(),
     "pool": lambda: layers.MaxPooling2D(2),
     "padding": lambda: layers.ZeroPadding2D(1),
     "activation": lambda: layers.PReLU(shared_axes=[1, 2]),

@@ -129,6 +129,13 @@ def _copy_weights(graph: Graph, new_ops: dict[str, Any]) -> None:
         old, new = op.get_weights(), new_op.get_weights()
         if [value.shape for value in old] == [value.shape for value in new]:
             new_op.set_weights(old)
-            if isinstance(new_op, keras.layers.Normalization):
-                # What it computes with is derived from its weights, and only when told to.
-                new_op.finalize_state()
+            finalize(new_op)
+
+
+def finalize(layer: keras.layers.Layer) -> None:
+    """Makes a layer compute with the weights that it was given."""
+    if isinstance(layer, keras.layers.Normalization):
+        # What it computes with is derived from its weights, and only when told to.
+        layer.finalize_state()
+    elif isinstance(layer, keras.layers.Wrapper):
+        finalize(layer.layer)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from tfcomp.errors import UnsupportedModelError
 from tfcomp.graph.channels import weight_of
 from tfcomp.graph.dependency import Dependencies, changed_entries, changed_weights, removal_mask
-from tfcomp.graph.rebuild import clone_op, rebuild
+from tfcomp.graph.rebuild import clone_op, finalize, rebuild
 from tfcomp.graph.trace import Node
 
 Array = npt.NDArray[Any]
@@ -163,6 +163,4 @@ def _take_over(
             f"of shapes {expected}, received {received}. Spare it by its name."
         )
     new.set_weights(values)
-    if isinstance(new, keras.layers.Normalization):
-        # What it computes with is derived from its weights, and only when told to.
-        new.finalize_state()
+    finalize(new)
