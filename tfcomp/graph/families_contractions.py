@@ -231,7 +231,7 @@ def _einsum_sizes(call: Call, equation: Equation, known: dict[Label, Ids | None]
             call.counts("output_shape", call.frozen(shape[axis]) if ids is None else ids, index)
 
 
-@handles(layers.ReversibleEmbedding)
+@handles(*[getattr(layers, name) for name in ("ReversibleEmbedding",) if hasattr(layers, name)])
 def _reversible_embedding(call: Call) -> Flow | None:
     if not call.argument("reverse", 1):
         if call.flow is not None:
