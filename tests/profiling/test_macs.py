@@ -101,6 +101,37 @@ def test_multi_head_attention():
     assert profile(model).macs == projections + attention
 
 
+def test_group_query_attention():
+    layer = layers.GroupQueryAttention(head_dim=3, num_query_heads=4, num_key_value_heads=2)
+    query, value = keras.Input((6, 8)), keras.Input((7, 8))
+    model = keras.Model([query, value], layer(query, value))
+    projections = 6 * 8 * 4 * 3 + 2 * 7 * 8 * 2 * 3 + 6 * 4 * 3 * 8
+    assert profile(model).macs == projections + 2 * 4 * 6 * 7 * 3
+
+
+@pytest.mark.parametrize("layer", [layers.Attention(), layers.AdditiveAttention()])
+def test_attention_without_projections(layer):
+    query, value, key = keras.Input((6, 5)), keras.Input((7, 3)), keras.Input((7, 5))
+    model = keras.Model([query, value, key], layer([query, value, key]))
+    assert profile(model).macs == 6 * 7 * 5 + 6 * 7 * 3
+
+
+@pytest.mark.parametrize("axes", [2, (2, 2), (1, 1)])
+def test_dot_products(axes):
+    a, b = keras.Input((4, 4)), keras.Input((4, 4))
+    model = keras.Model([a, b], layers.Dot(axes)([a, b]))
+    assert profile(model).macs == 4 * 4 * 4
+    wide = keras.Input((9, 4))
+    model = keras.Model([a, wide], layers.Dot((2, 2))([a, wide]))
+    assert profile(model).macs == 4 * 9 * 4
+
+
+def test_stacked_cells():
+    cells = [layers.LSTMCell(4), layers.GRUCell(6)]
+    expected = 5 * (4 * (3 * 4 + 4 * 4) + 3 * (4 * 6 + 6 * 6))
+    assert macs_of(layers.RNN(cells), (5, 3)).macs == expected
+
+
 def test_matmul_and_elementwise_operations():
     a, b = keras.Input((5, 4)), keras.Input((4, 3))
     product = keras.ops.matmul(a, b)

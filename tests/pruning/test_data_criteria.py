@@ -359,9 +359,13 @@ def test_apoz_without_a_relu_is_refused() -> None:
         APoZ(rng.normal(size=(5, 4))).scores(Candidates.of_channels(model))
 
 
-def test_heads_are_no_channels_of_an_output() -> None:
+@pytest.mark.parametrize(
+    "attention",
+    [layers.MultiHeadAttention(4, 2), layers.GroupQueryAttention(2, 8, 4, name="grouped")],
+)
+def test_heads_are_no_channels_of_an_output(attention: Any) -> None:
     x = keras.Input((5, 8))
-    y = layers.MultiHeadAttention(4, 2, name="attention")(x, x)
+    y = attention(x, x)
     model = keras.Model(x, layers.Dense(2)(layers.Flatten()(y)))
     data = rng.normal(size=(3, 5, 8)).astype("float32")
     with pytest.raises(TfcompError, match="Spare it"):

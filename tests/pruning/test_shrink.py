@@ -275,7 +275,9 @@ def _step(kind, x, a, b, n, made):
         options = [layers.ReLU, layers.PReLU, layers.ELU, lambda: layers.PReLU(shared_axes=[1, 2])]
         return options[n % 4]()(a)
     if kind == 6:
-        return _merge([layers.Add, layers.Subtract, layers.Average, layers.Maximum][n % 4], a, b)
+        kind = [layers.Add, layers.Subtract, layers.Average, layers.Maximum][n % 4]
+        # What is always 0 would show nothing of the channels that it is made of.
+        return _merge(layers.Add if kind is layers.Subtract and a is b else kind, a, b)
     if kind == 7:
         return layers.Concatenate()([a, b])
     if kind == 8:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
-from tfcomp.graph.channels import application_name
+from tfcomp.graph.channels import application_name, weight_of
 
 Shape = tuple[int | None, ...]
 WeightShape = Callable[[str], tuple[int, ...]]
@@ -26,7 +25,7 @@ _ELEMENTWISE = (
     keras.layers.PReLU,
 )
 _LAYER_SCALE = "applications.convnext.LayerScale"
-_OPAQUE = ("Attention", "AdditiveAttention", "Dot", "Einsum", "Lambda", "Tensordot", "Vdot")
+_OPAQUE = ("Einsum", "Lambda", "Tensordot", "Vdot")
 
 
 class UncountedError(Exception):
@@ -57,7 +56,7 @@ def call_macs(
     Raises:
         UncountedError: If a dimension is dynamic or the kind has no rule.
     """
-    shape = weight_shape or (lambda name: tuple(operator.attrgetter(name)(op).shape))
+    shape = weight_shape or (lambda name: tuple(weight_of(op, name).shape))
     for kinds, rule in _RULES:
         if isinstance(op, kinds):
             return rule(op, inputs, output, shape)
@@ -134,11 +133,15 @@ def _einsum_dense(op: Any, inputs: Sequence[Shape], output: Shape, shape: Weight
 
 
 def _recurrent(op: Any, inputs: Sequence[Shape], output: Shape, shape: WeightShape) -> int:
-    cell = op.cell
-    if not hasattr(cell, "recurrent_kernel"):
-        raise UncountedError(f"no rule for a cell of class {type(cell).__name__}")
+    cells = {"cell": op.cell}
+    if isinstance(op.cell, keras.layers.StackedRNNCells):
+        cells = {f"cell.cells.{i}": cell for i, cell in enumerate(op.cell.cells)}
+    for cell in cells.values():
+        if not hasattr(cell, "recurrent_kernel"):
+            raise UncountedError(f"no rule for a cell of class {type(cell).__name__}")
     steps = _known(inputs[0][1])
-    return steps * sum(math.prod(shape(f"cell.{one}")) for one in ("kernel", "recurrent_kernel"))
+    kernels = [f"{name}.{one}" for name in cells for one in ("kernel", "recurrent_kernel")]
+    return steps * sum(math.prod(shape(name)) for name in kernels)
 
 
 def _bidirectional(op: Any, inputs: Sequence[Shape], output: Shape, shape: WeightShape) -> int:
@@ -164,9 +167,39 @@ def _attention(op: Any, inputs: Sequence[Shape], output: Shape, shape: WeightSha
     queries = _size(query) // _known(query[-1])
     keys = _size(key) // _known(key[-1])
     rows = {"query": queries, "key": keys, "value": keys, "output": queries}
+    if config.get("use_gate"):
+        raise UncountedError("no rule for attention with a gate")
     projections = sum(n * math.prod(shape(f"{part}_dense.kernel")) for part, n in rows.items())
     heads = shape("query_dense.kernel")[1]
     return projections + heads * queries * keys * (key_dim + value_dim)
+
+
+def _grouped_attention(op: Any, inputs: Sequence[Shape], output: Shape, shape: WeightShape) -> int:
+    query, value = inputs[:2]
+    key = inputs[2] if len(inputs) > 2 else value
+    rows = {"query": _known(query[1]), "key": _known(key[1]), "value": _known(key[1])}
+    rows |= {"gate": rows["query"], "attention_output": rows["query"]}
+    # Its projections have no public names.
+    kernels = {
+        weight.path.split("/")[-2]: shape(f"weights.{i}")
+        for i, weight in enumerate(op.weights)
+        if weight.path.endswith("/kernel")
+    }
+    projections = sum(rows[part] * math.prod(kernel) for part, kernel in kernels.items())
+    _, heads, head_dim = kernels["query"]
+    return projections + 2 * heads * rows["query"] * rows["key"] * head_dim
+
+
+def _plain_attention(op: Any, inputs: Sequence[Shape], output: Shape, shape: WeightShape) -> int:
+    """Scores of all pairs, and values weighted by them; `AdditiveAttention` alike."""
+    query, value = inputs[:2]
+    pairs = _known(query[1]) * _known(value[1])
+    return pairs * (_known(query[-1]) + _known(value[-1]))
+
+
+def _dot(op: Any, inputs: Sequence[Shape], output: Shape, shape: WeightShape) -> int:
+    axes = op.axes if isinstance(op.axes, int) else op.axes[0]
+    return _size(output) * _known(inputs[0][axes])
 
 
 _Rule = Callable[[Any, Sequence[Shape], Shape, WeightShape], int]
@@ -187,5 +220,8 @@ _RULES: tuple[tuple[Any, _Rule], ...] = (
     (keras.layers.Bidirectional, _bidirectional),
     (keras.layers.TimeDistributed, _time_distributed),
     (keras.layers.MultiHeadAttention, _attention),
+    (keras.layers.GroupQueryAttention, _grouped_attention),
+    ((keras.layers.Attention, keras.layers.AdditiveAttention), _plain_attention),
+    (keras.layers.Dot, _dot),
     (keras.layers.RNN, _recurrent),
 )

@@ -17,6 +17,9 @@ from tfcomp.pruning.samples import batches_of, check_shapes, labelled_batches
 
 Maps = dict[str, tuple[Tensor, ...]]
 
+# Their channels are heads, which are not an axis of what they give.
+_ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+
 
 class DataCriterion(Criterion):
     """A criterion that runs the model, in inference, on data.
@@ -79,7 +82,7 @@ class DataCriterion(Criterion):
             maps[name] = feature_maps(candidates.graph, name, through_sums=through_sums)
             axis = channel_axis(producer.layer)
             sizes = {tensor.shape[axis] for tensor in maps[name]}
-            heads = isinstance(producer.layer, keras.layers.MultiHeadAttention)
+            heads = isinstance(producer.layer, _ATTENTION)
             if heads or sizes != {len(producer.units)}:
                 kind = type(producer.layer).__name__
                 raise TfcompError(
