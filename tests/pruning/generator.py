@@ -306,6 +306,10 @@ def einsum(b, x, y, n):
         return layers.EinsumDense("abc,cd->abd", (STEPS, 2 + n), bias_axes=["d", "bd"][n % 3 > 0])(
             x
         )
+    if len(x.shape) == 4:
+        # With an ellipsis for several axes Keras tells their sizes in reverse.
+        shape = (HEIGHT, WIDTH, 2 + n)
+        return layers.EinsumDense("abcd,de->abce", shape, activation=ACTIVATIONS[n])(x)
     return layers.EinsumDense("...x,xy->...y", 2 + n, activation=ACTIVATIONS[n])(x)
 
 
