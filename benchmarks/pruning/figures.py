@@ -1,10 +1,9 @@
-"""The tables and plots of pruning, from the results.
+"""The table and plot of LeNets that are pruned, from the results.
 
     python -m benchmarks.pruning.figures
 
-Writes docs/pruning_lenets.svg, docs/pruning_steps.svg and docs/pruning_masks.svg, and into
-docs/pruning.md what stands between the comments `<!-- lenets -->`, `<!-- steps -->` and
-`<!-- masks -->` and their ends.
+Writes docs/pruning_lenets.svg, and into docs/pruning.md what stands between the comments
+`<!-- lenets -->` and `<!-- /lenets -->`.
 """
 
 from __future__ import annotations
@@ -23,8 +22,6 @@ from tfcomp.files import replacing
 
 PAGE = DOCS / "pruning.md"
 PLOT = DOCS / "pruning_lenets.svg"
-STEPS_PLOT = DOCS / "pruning_steps.svg"
-MASKS_PLOT = DOCS / "pruning_masks.svg"
 TITLES = {
     "dense": "dense",
     "han": "pruned and retrained, by magnitude",
@@ -34,7 +31,6 @@ TITLES = {
     "magnitude": "magnitude at initialisation",
     "random": "random",
 }
-STEP_TITLES = {"mobile_net": "convolutional, 0.1 M weights", "dense_net": "dense, 20 M weights"}
 SEEDS = 3
 CHANCE = 88.0  # percent wrong, about what one class for all images gives
 NETWORKS = {"lenet_300_100": "LeNet-300-100", "lenet_5": "LeNet-5"}
@@ -62,6 +58,12 @@ def steps_of(recipe: lenets.Recipe) -> str:
     return f"{recipe.epochs * 60_000 // lenets.BATCH:,}"
 
 
+def _dense_error(rows: dict[lenets.Run, list[dict[str, Any]]]) -> str:
+    """The mean error of LeNet-5 with dropout before it was pruned."""
+    seeds = next((seeds for run, seeds in rows.items() if run.dropout), [])
+    return f"{statistics.mean(seed['dense_error'] for seed in seeds):.2f}" if seeds else "–"
+
+
 def of_lenets(rows: dict[lenets.Run, list[dict[str, Any]]]) -> str:
     """Test errors beside the papers'."""
     lines = [
@@ -77,7 +79,8 @@ def of_lenets(rows: dict[lenets.Run, list[dict[str, Any]]]) -> str:
         each += f" (learns nothing in {dead})" if dead and not lost else ""
         paper = "–" if run.paper is None else f"{run.paper:g}"
         share, rate = f"{100 * run.sparsity:.1f} %", f"{run.recipe.rate:g}"
-        cells = [NETWORKS[run.network], TITLES[run.method], share, rate, paper]
+        method = TITLES[run.method] + (", with dropout" if run.dropout else "")
+        cells = [NETWORKS[run.network], method, share, rate, paper]
         lines.append(f"| {' | '.join([*cells, f'{statistics.mean(errors):.2f}', each])} |")
     one = lenets.RECIPES["lenet_5"]
     cpus = sorted({seed["cpu"] for seeds in rows.values() for seed in seeds})
@@ -85,17 +88,21 @@ def of_lenets(rows: dict[lenets.Run, list[dict[str, Any]]]) -> str:
         "",
         f"{recipes_of(lenets.RECIPES)}. Pruned and retrained: the trained network, "
         f"{one.rounds} rounds {one.round_epochs} epochs apart to {100 * lenets.HAN:.1f} %, and as "
-        "many epochs again. At initialisation: by the same recipe, and by one for sparse networks: "
-        f"{recipes_of(lenets.SPARSE_RECIPES)}, images standardised. Rates and decays are the best "
-        "of a few for SNIP on held-out training images; other criteria might want others. One "
-        "batch of the training set, all kernels together, biases left; SynFlow in 100 rounds. All "
-        f"by SGD with momentum in batches of {lenets.BATCH}; SNIP's authors train for 250,000 "
+        "many epochs again; with dropout before and behind LeNet-5's hidden layer, of "
+        f"{' and '.join(f'{rate:g}' for rate in lenets.DROPOUT_RECIPE.dropout)} at first and "
+        "√(1/12) of that while it is pruned (the dense network then has "
+        f"{_dense_error(rows)} %). At initialisation: by the same recipe, and by one for sparse "
+        f"networks: {recipes_of(lenets.SPARSE_RECIPES)}, images standardised. Rates and decays are "
+        "the best of a few for SNIP on held-out training images; other criteria might want others. "
+        "One batch of the training set, all kernels together, biases left; SynFlow in 100 rounds. "
+        f"All by SGD with momentum in batches of {lenets.BATCH}; SNIP's authors train for 250,000 "
         f"steps, this is {' and '.join(steps_of(recipe) for recipe in lenets.RECIPES.values())}. "
         f"10,000 test images. One core, {' or '.join(cpus)}.",
     ]
     short = [
         f"{NETWORKS[run.network]} by {TITLES[run.method]} at {100 * run.sparsity:.0f} %"
-        f"{f' and a rate of {run.recipe.rate:g}' if run.fast else ''} "
+        f"{f' and a rate of {run.recipe.rate:g}' if run.fast else ''}"
+        f"{' with dropout' if run.dropout else ''} "
         f"({statistics.mean(seed['error'] for seed in seeds):.2f}, paper {run.paper:g})"
         for run, seeds in rows.items()
         if run.paper
@@ -124,6 +131,7 @@ def draw(rows: dict[lenets.Run, list[dict[str, Any]]]) -> None:
                 axes.plot(run.paper, place, "|", color="0.1", ms=14, mew=2, label="paper")
             share = f" {100 * run.sparsity:.0f} %" if run.sparsity else ""
             rate = f", rate {run.recipe.rate:g}" if run.fast else ""
+            rate += ", dropout" if run.dropout else ""
             names.append(f"{NETWORKS[run.network]}, {TITLES[run.method]}{share}{rate}")
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
@@ -138,141 +146,6 @@ def draw(rows: dict[lenets.Run, list[dict[str, Any]]]) -> None:
         pyplot.close(figure)
 
 
-def steps(saved: dict[str, Any]) -> str:
-    """Step times over the plain step's, by unit and scope."""
-    groups = saved["results"]
-    lines = [
-        f"| unit, scope | {' | '.join(STEP_TITLES[name] for name in groups)} |",
-        "|---|--:|--:|",
-    ]
-    first = next(iter(groups.values()))
-    for key in first:
-        cells = [
-            f"{group[key]['ratio']:.3f} ({group[key]['low']:.3f}–{group[key]['high']:.3f})"
-            for group in groups.values()
-        ]
-        lines.append(f"| {key} | {' | '.join(cells)} |")
-    budget = saved["budget"]
-    lines += [
-        "",
-        "Time of a training step with masks set over that of the plain step: median and quartiles "
-        f"of {budget['rounds']} rounds of {budget['steps']} steps, interleaved, with Adam. Reach: "
-        f"≤ 1.02 on the convolutional network. {_over_control(first)} One core, "
-        f"{saved['hardware']['cpu']}.",
-    ]
-    return "\n".join(lines)
-
-
-def _over_control(group: dict[str, Any]) -> str:
-    """What the control says of the reach."""
-    control = group["A/A control"]["ratio"]
-    above = {
-        key: row["ratio"] / control
-        for key, row in group.items()
-        if key != "A/A control" and row["ratio"] / control > 1.02
-    }
-    listed = ", ".join(f"{key} {ratio:.3f}" for key, ratio in above.items())
-    told = f"the reach is missed by {listed}" if listed else "the reach holds for all"
-    return (
-        f"The control of the plain step against itself, {control:.3f} there, says how much of that "
-        f"is the order of measuring; over it, {told}."
-    )
-
-
-def masks(saved: dict[str, Any]) -> str:
-    """Seconds and bytes of an update."""
-    groups = saved["results"]
-    names = [f"{group['weights'] / 1e6:.1f} M" for group in groups.values()]
-    lines = [f"| | {' | '.join(names)} | bytes a weight |", f"|---|{'--:|' * (len(names) + 1)}"]
-    for key in next(iter(groups.values()))["rows"]:
-        seconds = [f"{group['rows'][key]['seconds']:.4f}" for group in groups.values()]
-        last = list(groups.values())[-1]
-        extra = last["rows"][key]["extra_bytes"] / last["weights"]
-        lines.append(f"| {key} | {' | '.join(seconds)} | {extra:.1f} |")
-    rows = list(groups.values())[-1]["rows"]
-    ratio = rows["weights, global"]["seconds"] / rows["numpy.partition"]["seconds"]
-    lines += [
-        "",
-        "Seconds of an update of all masks, by the number of weights, and the most memory beyond "
-        "what was held before, for the largest. Global update of single weights over "
-        f"`numpy.partition` of the same magnitudes, at {names[-1]}: {ratio:.2f} (reach: ≤ 3). "
-        f"{_growth(groups)} One core, {saved['hardware']['cpu']}.",
-    ]
-    return "\n".join(lines)
-
-
-def _growth(groups: dict[str, Any]) -> str:
-    """How much longer an update takes with more weights, over all sizes and the last two."""
-    sizes = list(groups.values())
-    said = []
-    for first, last in ((sizes[0], sizes[-1]), (sizes[-2], sizes[-1])):
-        more = last["weights"] / first["weights"]
-        times = [
-            last["rows"][key]["seconds"] / row["seconds"]
-            for key, row in first["rows"].items()
-            if key != "numpy.partition"
-        ]
-        floor = [one["rows"]["numpy.partition"]["seconds"] for one in (last, first)]
-        said.append(
-            f"from {first['weights'] / 1e6:.1f} M on, {more:.0f} times the weights, it takes "
-            f"{min(times):.1f} to {max(times):.1f} times as long (`numpy.partition` "
-            f"{floor[0] / floor[1]:.1f})"
-        )
-    return (
-        f"Growth up to {sizes[-1]['weights'] / 1e6:.0f} M: {'; '.join(said)}. The reach is to grow "
-        "no faster than the weights: what takes more times as long than that misses it."
-    )
-
-
-def draw_steps(saved: dict[str, Any]) -> None:
-    """Ratios of step times with their quartiles."""
-    groups = saved["results"]
-    names = list(next(iter(groups.values())))
-    with mpl.rc_context({"svg.hashsalt": "steps"}):
-        figure, axes = pyplot.subplots(figsize=(7.5, 0.32 * len(names) + 1), layout="constrained")
-        for (name, group), color, shift in zip(
-            groups.items(), ("#1f6f8b", "#d1603d"), (-0.12, 0.12), strict=True
-        ):
-            middle = [group[key]["ratio"] for key in names]
-            low = [group[key]["ratio"] - group[key]["low"] for key in names]
-            high = [group[key]["high"] - group[key]["ratio"] for key in names]
-            places = [place + shift for place in range(len(names))]
-            axes.errorbar(
-                middle, places, xerr=[low, high], fmt="o", color=color, label=STEP_TITLES[name]
-            )
-        axes.axvline(1, color="0.3", linewidth=1)
-        axes.set_yticks(range(len(names)), names)
-        axes.invert_yaxis()
-        axes.set_xlabel("time of a step with masks over that of the plain step")
-        axes.grid(axis="x", color="0.9")
-        axes.legend(frameon=False, fontsize=8)
-        with replacing(STEPS_PLOT) as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None})
-        pyplot.close(figure)
-
-
-def draw_masks(saved: dict[str, Any]) -> None:
-    """Seconds of an update by the number of weights."""
-    groups = list(saved["results"].values())
-    weights = [group["weights"] for group in groups]
-    with mpl.rc_context({"svg.hashsalt": "masks"}):
-        figure, axes = pyplot.subplots(figsize=(7.5, 4.2), layout="constrained")
-        for index, key in enumerate(groups[0]["rows"]):
-            seconds = [group["rows"][key]["seconds"] for group in groups]
-            is_floor = key == "numpy.partition"
-            style = "k-" if is_floor else f"C{index // 2}{'-' if index % 2 else '--'}"
-            axes.loglog(weights, seconds, style, marker="o", ms=3, lw=1.2, label=key)
-        floor = groups[-1]["rows"]["numpy.partition"]["seconds"]
-        even = [floor * count / weights[-1] for count in weights]
-        axes.loglog(weights, even, ":", color="0.5", label="in proportion to the weights")
-        axes.set(xlabel="weights", ylabel="seconds of an update")
-        axes.grid(color="0.9")
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-        with replacing(MASKS_PLOT) as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None})
-        pyplot.close(figure)
-
-
 def main(_: list[str]) -> None:
     rows = {run: seeds for run in lenets.RUNS if (seeds := found(run))}
     if rows:
@@ -280,21 +153,6 @@ def main(_: list[str]) -> None:
         image = f"![Test errors of each network]({PLOT.name})"
         parts = ["## LeNets on MNIST", of_lenets(rows), image]
         put(PAGE, "lenets", "\n\n".join(parts))
-    for marker, title, name, table, plot, path in (
-        ("steps", "What a step costs", "pruning_step_times", steps, draw_steps, STEPS_PLOT),
-        (
-            "masks",
-            "What an update of the masks costs",
-            "pruning_mask_update",
-            masks,
-            draw_masks,
-            MASKS_PLOT,
-        ),
-    ):
-        saved = results.load(name)
-        if saved is not None:
-            plot(saved)
-            put(PAGE, marker, f"## {title}\n\n{table(saved)}\n\n![{title}]({path.name})")
     print(PAGE)
 
 
