@@ -28,7 +28,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -104,15 +104,13 @@ def update(model: keras.Model, case: tuple[Unit, float, float], scope: Any) -> U
     return lambda: prune.on_train_batch_end(1)
 
 
-def updates(model: keras.Model) -> Iterator[tuple[str, Update]]:
-    """Every unit and scope, each at the same weights, and `numpy.partition` of their magnitudes."""
-    start = model.get_weights()
+def updates(model: keras.Model, start: Sequence[Any]) -> Iterator[tuple[str, Update]]:
+    """Every unit and scope, each at the weights `start`, and `numpy.partition` of their sizes."""
     for name, case in CASES.items():
         for scope in ("global",) if case[0].whole else ("local", "global"):
             model.set_weights(start)
             yield f"{name}, {scope}", update(model, case, scope)
     flat = np.abs(np.concatenate([w.reshape(-1) for w in start]))
-    del start
     yield FLOOR, lambda: np.partition(flat, round(0.8 * flat.size) - 1)
 
 
@@ -161,8 +159,9 @@ def extra_of_numpy(call: Update) -> int:
 def times_of(model: keras.Model, repeats: int) -> dict[str, dict[str, float]]:
     """Medians and quartiles of time, each repeat of all in turn."""
     found: dict[str, list[dict[str, float]]] = {}
+    start = model.get_weights()
     for _ in range(repeats + 1):
-        for name, call in updates(model):
+        for name, call in updates(model, start):
             found.setdefault(name, []).append(timed(call))
     rows = {}
     for name, all_times in found.items():
@@ -176,13 +175,14 @@ def times_of(model: keras.Model, repeats: int) -> dict[str, dict[str, float]]:
 def memory_of(model: keras.Model) -> dict[str, dict[str, float]]:
     """Bytes of each: of the process, the median of three after a first one; and of NumPy."""
     found: dict[str, list[int]] = {}
+    start = model.get_weights()
     for _ in range(4):
-        for name, call in updates(model):
+        for name, call in updates(model, start):
             found.setdefault(name, []).append(extra(call))
     rows: dict[str, dict[str, float]] = {
         name: {"extra_bytes": statistics.median(each[1:])} for name, each in found.items()
     }
-    for name, call in updates(model):
+    for name, call in updates(model, start):
         rows[name]["numpy_bytes"] = extra_of_numpy(call)
     return rows
 
