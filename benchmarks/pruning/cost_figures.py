@@ -140,8 +140,8 @@ def _system(groups: Groups) -> str:
     ]
     return (
         f"Of the largest, {100 * min(shares):.0f} to {100 * max(shares):.0f} % are the system's, "
-        "which finds pages for new arrays: below about 8 M weights in a kernel the allocator takes "
-        "pages that it has."
+        "which finds pages for new arrays: probably since the allocator keeps none for arrays of "
+        "more than 32 MB, 8 M weights, which kernels have at the largest size alone."
     )
 
 
