@@ -247,7 +247,8 @@ class PruneWeights(keras.callbacks.Callback):
         # Here rather than when training begins: by now every callback has restored what it
         # restores, and the number of the first epoch is known.
         if not session.started:
-            session.start(epoch)
+            with session.released_on_error():
+                session.start(epoch)
             self.report = session.report()
         session.epoch_step = session.step
 
@@ -260,7 +261,8 @@ class PruneWeights(keras.callbacks.Callback):
         steps = self.params.get("steps")
         # With steps_per_execution the last group of an epoch counts as a full one.
         session.step = session.epoch_step + (min(done, steps) if steps else done)
-        session.prune(session.step)
+        with session.released_on_error():
+            session.prune(session.step)
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         # Averaged weights may have been swapped in, to be evaluated or saved.

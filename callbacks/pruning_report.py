@@ -28,8 +28,9 @@ class PruningReport:
             asked for at `step`, and the unit.
         collapsed: Kernels of which no weight is left: nothing passes them (layer collapse).
         removed_layers: Kernels that the unit `Layers()` has removed, on purpose.
-        disconnected: Whether no output depends on any input, by the masks. It is found where inputs
-            are of a fixed shape and of floating-point numbers.
+        disconnected: Whether no output depends on any input, by the masks. It is looked for in
+            functional and Sequential networks whose inputs are of a fixed shape and of
+            floating-point numbers; else False.
         by_units: What the sparsity would be if all units held as many weights.
     """
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -66,6 +67,9 @@ class Session:
     # ---- constraints
 
     def _install(self) -> None:
+        for variable in self.model.weights:  # spared now, and left by a fit that was interrupted
+            if hasattr(variable, "constraint"):
+                variable.constraint = without(variable, Masked)
         with self.model.distribute_strategy.scope():
             self.constraints = [self._constraint(kernel) for kernel in self.kernels]
         for kernel, constraint in zip(self.kernels, self.constraints, strict=True):
@@ -92,6 +96,15 @@ class Session:
             unlink(kernel.variable, constraint)
         self.installed = False
         self.model.make_train_function(force=True)
+
+    @contextlib.contextmanager
+    def released_on_error(self) -> Iterator[None]:
+        """Takes the masks off where something within raises: no later training is to find them."""
+        try:
+            yield
+        except Exception:
+            self.release()
+            raise
 
     def _refuse_two_at_once(self) -> None:
         earlier, self._newest = self._newest, None

@@ -7,6 +7,7 @@ from keras import layers, ops
 
 from tests.graph.masked import check
 from tfcomp.graph import dependencies
+from tfcomp.pruning import shrink
 
 
 def out(y):
@@ -241,3 +242,19 @@ def test_masks_of_steps_are_made_before_there_are_channels():
         ]
 
     check(model, zeros)
+
+
+@pytest.mark.parametrize(
+    "widths", [[[0, 0], [0, 0], [2, 2]], [(0, 0), (0, 0), (2, 2)], ((0, 0), (0, 0), (2, 2))]
+)
+def test_widths_of_padding_stay_the_callers(widths):
+    x = keras.Input((6, 5))
+    padded = keras.ops.pad(layers.Dense(4)(x), widths)
+    model = keras.Model(x, layers.Dense(3)(padded + layers.Dense(8)(x)))
+    before, text = model.to_json(), repr(widths)
+    small, report = shrink(model, 0.5)
+    assert report.removed
+    assert (model.to_json(), repr(widths)) == (before, text)
+    data = np.ones((4, 6, 5), "float32")
+    assert model(data).shape == small(data).shape
+    shrink(model, 0.5)

@@ -353,6 +353,19 @@ def test_several_outputs_need_one_cost_of_all() -> None:
     assert all((score > 0).all() for score in scores)
 
 
+def test_a_list_for_several_inputs_is_no_pair_with_labels() -> None:
+    a, b = keras.Input((4,), name="a"), keras.Input((3,), name="b")
+    y = layers.Dense(5, "relu", name="d")(layers.Concatenate()([a, b]))
+    model = keras.Model([a, b], layers.Dense(2)(y))
+    x = [rng.normal(size=(9, 4)).astype("float32"), rng.normal(size=(9, 3)).astype("float32")]
+    found = [
+        ActivationMean(data).scores(Candidates.of_channels(model))["d"]
+        for data in (x, (x, np.zeros(9)), {"a": x[0], "b": x[1]})
+    ]
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
 def test_apoz_without_a_relu_is_refused() -> None:
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="a"), layers.Dense(2)])
     with pytest.raises(TfcompError, match="expects activations of which some are zero"):

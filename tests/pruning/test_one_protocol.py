@@ -268,6 +268,73 @@ def test_kernels_without_channels_of_their_own_are_told() -> None:
     assert prune.report.sparsity == 0.5
 
 
+@pytest.mark.parametrize(
+    "bad", [[1, [2, 3]], "scores", np.array(["a"] * 6), np.ones(6) * 1j, np.ones(6, object), 3.0]
+)
+def test_what_is_no_array_of_scores_is_told_in_one_line(bad: Any) -> None:
+    class Bad(Criterion):
+        def scores(self, candidates: Candidates) -> Any:
+            return dict.fromkeys(candidates, bad)
+
+    model = network()
+    calls: list[Any] = [
+        lambda: shrink(model, 0.5, Bad()),
+        lambda: train(model, PruneWeights(ConstantSparsity(0.5), criterion=Bad())),
+        lambda: prune_at_initialization(model, 0.5, Bad()),
+    ]
+    for call in calls:
+        with pytest.raises(TfcompError, match=r"Bad\(\) must give '\w+") as error:
+            call()
+        assert "\n" not in str(error.value)
+    assert all(w.constraint is None for w in model.trainable_weights)  # no mask is left
+
+
+def test_masks_of_a_fit_that_was_interrupted_are_not_kept() -> None:
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            raise KeyboardInterrupt
+
+    model = network()
+    before = model.get_weights()
+    model.compile("sgd", "mse")
+    prune = PruneWeights(ConstantSparsity(0.5), first=True, last=True)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y, verbose=0, callbacks=[prune, Stop()])
+    model.set_weights(before)
+    train(model, PruneWeights(ConstantSparsity(0.25), skip=["a"], last=True), rate=1e-3)
+    assert (np.asarray(model.get_layer("a").kernel) != 0).all()
+    assert all(w.constraint is None for w in model.trainable_weights)
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp", "synflow"])
+def test_embeddings_are_scored_by_weights_too(name: str) -> None:
+    tokens = rng.integers(0, 9, (16, 4)).astype("int32")
+    stack = [layers.Embedding(9, 8, name="e"), layers.GlobalAveragePooling1D(), layers.Dense(3)]
+    model = keras.Sequential([keras.Input((4,), dtype="int32"), *stack])
+    data = (tokens, rng.normal(size=(16, 3)).astype("float32"))
+    made: dict[str, Any] = {
+        "snip": SNIP(data, "mse"),
+        "grasp": GraSP(data, "mse"),
+        "synflow": SynFlow(),
+    }
+    criterion = made[name]
+    scores = criterion.scores(Candidates.of_channels(model))["e"]
+    _, report = shrink(model, 0.5, criterion)
+    expected = np.argsort(scores.mean(axis=0), kind="stable")[:4]
+    assert list(report.layers[0].removed) == sorted(expected.tolist())
+
+
+@pytest.mark.parametrize("kind", [Taylor, Oracle])
+def test_layers_of_which_states_alone_are_read_are_told(kind: Any) -> None:
+    x = keras.Input((6, 5))
+    _, _, state = layers.LSTM(8, return_state=True, name="encoder")(x)
+    model = keras.Model(x, layers.Dense(3)(state))
+    data = (rng.normal(size=(8, 6, 5)), rng.normal(size=(8, 3)))
+    with pytest.raises(TfcompError, match="'encoder', of which states are read alone") as error:
+        shrink(model, 0.4, kind("mse", data))
+    assert "\n" not in str(error.value)
+
+
 def test_scores_of_two_networks_are_refused() -> None:
     found = Candidates.of_kernels(network())
     assert found.producers.keys() == {"a", "b", "c", "logits"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
@@ -380,8 +381,10 @@ def changed_entries(found: Dependencies, gone: npt.NDArray[np.bool_]) -> dict[st
 
 
 def _changeable(value: Any) -> Any:
-    """An entry whose parts can be set: lists in place of tuples."""
-    return [_changeable(item) for item in value] if isinstance(value, tuple) else value
+    """A copy whose parts can be set, lists in place of tuples: the caller's own is not touched."""
+    if isinstance(value, (list, tuple)):
+        return [_changeable(item) for item in value]
+    return copy.deepcopy(value)
 
 
 def _numbers(value: Any, key: SizeKey, sizes: Mapping[SizeKey, Units]) -> list[int]:

@@ -228,7 +228,7 @@ def _asked(criterion: Criterion, candidates: Candidates) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise TfcompError(
             f"{criterion!r} must give scores as a dict from names of kernels or layers to arrays. "
-            f"Received: {found!r}."
+            f"Received: a {type(found).__name__}."
         )
     return found
 
@@ -255,8 +255,13 @@ def _checked(criterion: Criterion, candidate: Candidate, scores: Any) -> Scores:
             f"{criterion!r} must give {candidate.name!r} scores of shape {expected}. Received: "
             "none. Where its weights make no channels that can be seen, leave it out by name."
         )
-    array = np.asarray(scores)
-    if array.shape not in (candidate.shape, (candidate.channels,)):
+    try:
+        array = np.asarray(scores)
+    except ValueError:  # rows of several lengths
+        array = np.asarray(scores, object)
+    if array.dtype.kind not in "fiub" and "float" not in array.dtype.name:
+        received = f"values of type {array.dtype.name}"
+    elif array.shape not in (candidate.shape, (candidate.channels,)):
         received = f"shape {array.shape}"
     elif not criterion._unchecked and not np.isfinite(array).all():
         received = f"{np.count_nonzero(~np.isfinite(array))} that are not finite"

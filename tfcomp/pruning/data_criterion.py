@@ -13,7 +13,7 @@ from tfcomp.graph.feature_maps import channel_axis, feature_maps
 from tfcomp.graph.trace import Tensor
 from tfcomp.pruning.candidates import Candidates
 from tfcomp.pruning.criteria import Criterion
-from tfcomp.pruning.samples import batches_of, check_shapes, labelled_batches
+from tfcomp.pruning.samples import batches_of, check_shapes, inputs_of, labelled_batches
 
 Maps = dict[str, tuple[Tensor, ...]]
 
@@ -66,7 +66,7 @@ class DataCriterion(Criterion):
         user = type(self).__name__
         items = (labelled_batches if labels else batches_of)(self.data, self.batch_size, user)
         for index, item in enumerate(items):
-            x, y, _ = keras.utils.unpack_x_y_sample_weight(item)
+            x, y = item if labels else (inputs_of(item, graph), None)
             if not index:
                 check_shapes(graph, x, user)
             yield x, y

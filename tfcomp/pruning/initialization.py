@@ -106,15 +106,15 @@ class _LossCriterion(Criterion):
             if along is None:
                 with tf.GradientTape() as tape:
                     value = cost(x, y)
-                return tape.gradient(value, variables, unconnected_gradients="zero")
+                return _dense(tape.gradient(value, variables, unconnected_gradients="zero"))
             with tf.GradientTape() as outer:
                 with tf.GradientTape() as tape:
                     value = cost(x, y)
-                slopes = tape.gradient(value, variables, unconnected_gradients="zero")
+                slopes = _dense(tape.gradient(value, variables, unconnected_gradients="zero"))
                 product = tf.add_n(
                     [tf.reduce_sum(g * v) for g, v in zip(slopes, along, strict=True)]
                 )
-            return outer.gradient(product, variables, unconnected_gradients="zero")
+            return _dense(outer.gradient(product, variables, unconnected_gradients="zero"))
 
         step = tf.function(gradients, reduce_retracing=True)
         total = [np.zeros(kernel.shape) for kernel in candidates.values()]
@@ -129,6 +129,11 @@ class _LossCriterion(Criterion):
                     sums += np.asarray(gradient, np.float64) * size
                 samples += size
         return [gradient / samples for gradient in total]
+
+
+def _dense(gradients: list[Any]) -> list[Any]:
+    """Gradients as tensors, those of an Embedding too."""
+    return [tf.convert_to_tensor(gradient) for gradient in gradients]
 
 
 class SNIP(_LossCriterion):
@@ -269,7 +274,7 @@ class SynFlow(Criterion):
                 flow = tf.add_n(
                     [tf.reduce_sum(tf.cast(part, tf.float32)) for part in tf.nest.flatten(outputs)]
                 )
-            gradients = tape.gradient(flow, variables, unconnected_gradients="zero")
+            gradients = _dense(tape.gradient(flow, variables, unconnected_gradients="zero"))
         scores = {
             name: np.abs(kernel.value()).astype(np.float64) * np.asarray(gradient, np.float64)
             for (name, kernel), gradient in zip(candidates.items(), gradients, strict=True)
@@ -302,7 +307,8 @@ class InitializationReport:
         collapsed: Kernels of which no weight is left: nothing passes them, and the network
             cannot learn (layer collapse).
         disconnected: Whether no output depends on any input: the same without an empty kernel.
-            It is found where inputs are of a fixed shape and of floating-point numbers.
+            It is looked for where inputs are of a fixed shape and of floating-point numbers; else
+            False.
         removed_layers: Kernels that the unit `Layers()` has removed, on purpose.
     """
 

@@ -82,6 +82,13 @@ def _items(data: Any, batch_size: int, user: str) -> Iterator[Any]:
         yield keras.tree.map_structure(lambda leaf, part=part: leaf[part], arrays)
 
 
+def inputs_of(item: Any, graph: Graph) -> Any:
+    """The inputs of a batch, with labels or without; a list of as many as a model has is these."""
+    if isinstance(item, list) and len(item) == len(graph.input_tensors) > 1:
+        return item
+    return keras.utils.unpack_x_y_sample_weight(item)[0]
+
+
 def all_inputs(data: Any, graph: Graph, user: str) -> Any:
     """The inputs of all samples, as arrays in the structure that the model takes.
 
@@ -96,10 +103,7 @@ def all_inputs(data: Any, graph: Graph, user: str) -> Any:
     Raises:
         TfcompError: If there are no samples, or the model does not take inputs of their shape.
     """
-    found = [
-        keras.utils.unpack_x_y_sample_weight(item)[0]
-        for item in batches_of(data, sys.maxsize, user)
-    ]
+    found = [inputs_of(item, graph) for item in batches_of(data, sys.maxsize, user)]
     check_shapes(graph, found[0], user)
     return keras.tree.map_structure(
         lambda *parts: np.concatenate([np.asarray(part) for part in parts]), *found

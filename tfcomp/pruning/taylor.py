@@ -15,7 +15,7 @@ from tfcomp.graph.feature_maps import Tap, tapped_model
 from tfcomp.profiling.macs import UncountedError, call_macs
 from tfcomp.pruning.candidates import Candidates, Scores
 from tfcomp.pruning.cost import Loss, check_outputs, loss_function, told
-from tfcomp.pruning.data_criterion import DataCriterion
+from tfcomp.pruning.data_criterion import DataCriterion, Maps
 
 Taps = dict[str, list[Tap]]
 
@@ -40,6 +40,28 @@ class _CostCriterion(DataCriterion):
             # The mean over the batch: nothing else is known of it.
             return cost * tf.cast(size, tf.float32)
         return tf.reduce_sum(tf.reduce_mean(tf.reshape(cost, (size, -1)), axis=1))
+
+    def _tapped(self, candidates: Candidates, maps: Maps) -> tuple[keras.Model, Taps]:
+        """The model with a tap at each of the feature maps.
+
+        Raises:
+            TfcompError: If a layer's maps are read by nothing, or the loss does not fit.
+        """
+        graph, leaving = candidates.graph, set(candidates.graph.output_tensors)
+        unread = [
+            name
+            for name, found in maps.items()
+            if not any(graph.consumers(tensor) or tensor in leaving for tensor in found)
+        ]
+        if unread:
+            raise TfcompError(
+                f"{type(self).__name__} expects layers whose output is read. Received: "
+                f"{', '.join(map(repr, unread))}, of which states are read alone. Spare these, or "
+                "use another criterion."
+            )
+        model, taps = tapped_model(graph, maps)
+        check_outputs(self.loss, model, type(self).__name__)
+        return model, taps
 
 
 class Taylor(_CostCriterion):
@@ -98,8 +120,7 @@ class Taylor(_CostCriterion):
         scores = {name: np.zeros(len(candidates.producers[name].units)) for name in maps}
         if not maps:
             return scores
-        model, taps = tapped_model(candidates.graph, maps)
-        check_outputs(self.loss, model, type(self).__name__)
+        model, taps = self._tapped(candidates, maps)
         step = tf.function(lambda x, y: self._step(model, taps, x, y), reduce_retracing=True)
         moves = False
         for x, y in self._batches(candidates.graph, labels=True):
@@ -186,8 +207,7 @@ class Oracle(_CostCriterion):
         scores = {name: np.zeros(len(candidates.producers[name].units)) for name in maps}
         if not maps:
             return scores
-        model, taps = tapped_model(candidates.graph, maps)
-        check_outputs(self.loss, model, type(self).__name__)
+        model, taps = self._tapped(candidates, maps)
         step = tf.function(
             lambda x, y, kept: self._step(model, taps, x, y, kept), reduce_retracing=True
         )
