@@ -386,6 +386,7 @@ def prune_at_initialization(
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(10)])
+        >>> from tfcomp.pruning import RandomWeights
         >>> pruned, report = prune_at_initialization(model, 0.75, RandomWeights())
         >>> report.sparsity, int((pruned.get_weights()[0] == 0).sum())
         (0.75, 60)
