@@ -317,14 +317,11 @@ class PruneWeights(keras.callbacks.Callback):
             )
         elif report.disconnected:
             removed = ", ".join(report.removed_layers)
+            without = f"without {removed}" if removed else "any more"
+            which = "these" if removed else "the smallest layers"
             message += (
                 f"{' ' if message else ''}Layer collapse: no way leads from an input to an output "
-                + (
-                    f"without {removed}. Ask for less, or `skip` these."
-                    if removed
-                    else "any more. "
-                )
-                + ("" if removed else "Ask for less, or `skip` the smallest layers.")
+                f"{without}. Ask for less, or `skip` {which}."
             )
         if message:
             warnings.warn(message, stacklevel=2)

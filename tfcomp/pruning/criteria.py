@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from tfcomp.errors import TfcompError
 from tfcomp.pruning.candidates import Candidates, Scores
+from tfcomp.pruning.configured import Configured
 
 
-class Criterion(abc.ABC):
+class Criterion(Configured, abc.ABC):
     """Says how much weights or channels matter; those of the lowest score are removed first.
 
     `PruneWeights`, `prune_at_initialization`, `shrink` and `sensitivity` take any. Subclass it and
@@ -61,24 +62,30 @@ class Criterion(abc.ABC):
             kernel's shape or of shape [channels]; what has a lower score is removed earlier.
         """
 
+
+class HoldsData(Criterion):
+    """A criterion that was given data: it is equal to itself alone, and not to be written down."""
+
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Refuses: data is not part of a configuration."""
+        raise TfcompError(
+            f"{type(self).__name__} holds data, which cannot be written to a configuration. "
+            "Make it anew where it is needed."
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """The arguments that it prints."""
         return {}
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Criterion:
-        """The criterion that `get_config` was taken from."""
-        return cls(**config)
-
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.get_config() == self.get_config()
+        return self is other
 
     def __hash__(self) -> int:
-        return hash((type(self), repr(self)))
+        return id(self)
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
-        return f"{type(self).__name__}({arguments})"
+        settings = ", ".join(f"{key}={value!r}" for key, value in self._settings().items())
+        return f"{type(self).__name__}({settings})"
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")

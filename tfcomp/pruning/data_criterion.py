@@ -12,7 +12,7 @@ from tfcomp.graph import Graph
 from tfcomp.graph.feature_maps import channel_axis, feature_maps
 from tfcomp.graph.trace import Tensor
 from tfcomp.pruning.candidates import Candidates
-from tfcomp.pruning.criteria import Criterion
+from tfcomp.pruning.criteria import HoldsData
 from tfcomp.pruning.samples import batches_of, check_shapes, inputs_of, labelled_batches
 
 Maps = dict[str, tuple[Tensor, ...]]
@@ -21,7 +21,7 @@ Maps = dict[str, tuple[Tensor, ...]]
 _ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 
 
-class DataCriterion(Criterion):
+class DataCriterion(HoldsData):
     """A criterion that runs the model, in inference, on data.
 
     Args:
@@ -39,27 +39,6 @@ class DataCriterion(Criterion):
             )
         self.data = data
         self.batch_size = batch_size
-
-    def get_config(self) -> dict[str, Any]:
-        """Refuses: data is not part of a configuration."""
-        raise TfcompError(
-            f"{type(self).__name__} holds data, which cannot be written to a configuration. "
-            "Make it anew where it is needed."
-        )
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def _settings(self) -> dict[str, Any]:
-        """The arguments that it prints."""
-        return {}
-
-    def __repr__(self) -> str:
-        settings = ", ".join(f"{key}={value!r}" for key, value in self._settings().items())
-        return f"{type(self).__name__}({settings})"
 
     def _batches(self, graph: Graph, labels: bool = False) -> Iterator[tuple[Any, Any]]:
         """Inputs and labels, batch by batch; labels that are not asked for are not looked at."""

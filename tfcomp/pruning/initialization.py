@@ -16,7 +16,7 @@ from tfcomp.errors import TfcompError
 from tfcomp.graph import rebuild, trace
 from tfcomp.pruning.candidates import Candidates, Scores, check_unit, weight_scores
 from tfcomp.pruning.cost import check_outputs, loss_function, told
-from tfcomp.pruning.criteria import Criterion
+from tfcomp.pruning.criteria import Criterion, HoldsData
 from tfcomp.pruning.dependence import dependence, ones_for, restored
 from tfcomp.pruning.samples import labelled_batches
 from tfcomp.pruning.schedules import check_sparsity
@@ -24,7 +24,7 @@ from tfcomp.pruning.sparsity import Kernel, KernelSparsity, find_kernels, measur
 from tfcomp.pruning.units import Unit, Weights, remove_lowest, total_of
 
 
-class _LossCriterion(Criterion):
+class _LossCriterion(HoldsData):
     """A criterion that differentiates the cost of data, in training mode.
 
     Args:
@@ -41,22 +41,6 @@ class _LossCriterion(Criterion):
         if loss is not None:
             loss_function(loss)  # refuses what is none
         self.loss = loss
-
-    def get_config(self) -> dict[str, Any]:
-        """Refuses: data is not part of a configuration."""
-        raise TfcompError(
-            f"{type(self).__name__} holds data, which cannot be written to a configuration. "
-            "Make it anew where it is needed."
-        )
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
 
     def _cost(self, model: keras.Model) -> Callable[[Any, Any], Any]:
         loss = getattr(model, "loss", None) if self.loss is None else self.loss

@@ -5,11 +5,12 @@ from __future__ import annotations
 import abc
 import math
 import numbers
-from typing import Any, Self
+from typing import Any
 
 import keras
 
 from tfcomp.errors import TfcompError
+from tfcomp.pruning.configured import Configured
 
 
 def check_sparsity(name: str, value: Any) -> float:
@@ -41,7 +42,7 @@ sparsity=80. Did you mean 0.8?
     raise TfcompError(message)
 
 
-class Schedule(abc.ABC):
+class Schedule(Configured, abc.ABC):
     """Sparsity as a function of the training step: it never falls, and ends exactly.
 
     A step is one batch of `fit`. `schedule(t)` is the sparsity that the model should have
@@ -67,25 +68,6 @@ class Schedule(abc.ABC):
     @abc.abstractmethod
     def get_config(self) -> dict[str, Any]:
         """The arguments that make the same schedule again."""
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        """The schedule whose `get_config()` is `config`."""
-        return cls(**config)
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Schedule)
-            and type(other) is type(self)
-            and other.get_config() == self.get_config()
-        )
-
-    def __hash__(self) -> int:
-        return hash((type(self), self.begin_step, self.end_step, self.final_sparsity))
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
-        return f"{type(self).__name__}({arguments})"
 
 
 @keras.saving.register_keras_serializable(package="tfcomp")

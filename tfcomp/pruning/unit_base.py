@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from tfcomp.errors import TfcompError
+from tfcomp.pruning.configured import Configured
 from tfcomp.pruning.kernel_parts import Array, shape_of
 from tfcomp.pruning.masks import Mask, pruned_count
 from tfcomp.pruning.sparsity import Kernel
 
 
-class Unit(abc.ABC):
+class Unit(Configured, abc.ABC):
     """Divides a kernel into parts that are removed together.
 
     A subclass says how an array of the kernel's shape is cut into rows, one row for each part.
@@ -118,22 +119,3 @@ class Unit(abc.ABC):
         """
         rows = self.split(kernel, keep, fill=False)
         return self.join(kernel, rows & stay[:, None])
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Unit:
-        """The unit that `get_config` was taken from."""
-        return cls(**config)
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.get_config() == self.get_config()
-
-    def __hash__(self) -> int:
-        return hash((type(self), repr(self)))
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
-        return f"{type(self).__name__}({arguments})"
