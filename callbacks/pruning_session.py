@@ -20,7 +20,7 @@ from tfcomp.pruning.criteria import Criterion, Magnitude
 from tfcomp.pruning.dependence import is_cut_by
 from tfcomp.pruning.masks import Mask, Masked
 from tfcomp.pruning.schedules import Schedule
-from tfcomp.pruning.sparsity import Kernel, measure, networks_of
+from tfcomp.pruning.sparsity import Kernel, measure, networks_of, values_of
 from tfcomp.pruning.units import remove_lowest, removed_of, total_of
 
 
@@ -203,7 +203,7 @@ class Session:
         return list(zip(self.kernels, self.constraints, strict=True))
 
     def _masks(self) -> list[Mask]:
-        return [np.asarray(keras.ops.convert_to_numpy(c.mask)) for c in self.constraints]
+        return [values_of(constraint.mask) for constraint in self.constraints]
 
     def masks_by_variable(self) -> dict[int, Mask]:
         """The masks as they are, by the id of the kernel's variable."""

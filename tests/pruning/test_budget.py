@@ -10,7 +10,8 @@ from tfcomp.errors import TfcompError
 from tfcomp.graph import dependencies, remove_units
 from tfcomp.profiling import profile
 from tfcomp.pruning import Budget, L1Norm, Random, budget_search, shrink
-from tfcomp.pruning.shrink import importances, select
+from tfcomp.pruning.selection import select
+from tfcomp.pruning.shrink import importances
 
 
 def network(width=12):

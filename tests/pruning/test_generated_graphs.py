@@ -60,6 +60,8 @@ def assert_as_asked(model, small, report, asked):
         gone = inner[layer.name][0]
         assert (layer.before, layer.after) == (len(gone), np.count_nonzero(~gone))
         assert layer.after >= 1
+        if layer.after == layer.before and wanted:
+            assert layer.name in report.skipped
         if asked["round_to"] and layer.after < layer.before:
             assert layer.after % asked["round_to"] == 0
         if layer.name in asked.get("spare", ()):

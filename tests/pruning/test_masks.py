@@ -113,6 +113,28 @@ def test_many_scores(name: str, share: float, misled: bool, gone: float, monkeyp
     np.testing.assert_array_equal(np.concatenate([m.reshape(-1) for m in masks]), expected)
 
 
+@pytest.mark.parametrize("share", [0, 1e-6, 0.003, 0.5, 0.9, 1.0, 2.0])
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("misled", [False, True])
+def test_many_scores_of_several_sizes(
+    name: str, share: float, misled: bool, monkeypatch: Any
+) -> None:
+    if misled:
+        monkeypatch.setattr(pruning_masks, "_bracket", lambda *_: (1e30, 1e31))
+    rng = np.random.default_rng(3)
+    scores = [LARGE[name](rng).astype(np.float32), rng.normal(size=1000).astype(np.float32)]
+    sizes = [rng.integers(1, 30, size=(700, 500)), 7]
+    each = np.concatenate([sizes[0].reshape(-1), np.full(1000, 7)])
+    wanted = round(share * each.sum())
+    masks = pruning_masks.keep_masks_of_size(scores, sizes, wanted)
+    order = np.argsort(np.concatenate([a.reshape(-1) for a in scores]), kind="stable")
+    missed = np.abs(np.concatenate([[0], np.cumsum(each[order])]) - wanted)
+    count = min(missed.size - 1 - int(np.argmin(missed[::-1])), each.size - 1)
+    expected = np.ones(each.size, np.bool_)
+    expected[order[:count]] = False
+    np.testing.assert_array_equal(np.concatenate([m.reshape(-1) for m in masks]), expected)
+
+
 @pytest.mark.parametrize("count", range(6))
 def test_nan_ranks_above_everything(count: int) -> None:
     scores = [np.array([np.nan, 1.0, np.inf], np.float32), np.array([np.nan, 0.0], np.float32)]

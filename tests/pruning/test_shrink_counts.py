@@ -299,3 +299,42 @@ def test_a_model_without_anything_to_cut_is_refused_with_the_reasons():
     np.testing.assert_array_equal(copy.get_weights()[0], model.get_weights()[0])
     with pytest.raises(UnsupportedModelError, match="at least one"):
         removal.remove_units(dependencies(chain(4)), range(4))
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "reason"),
+    [
+        ({"ratio": 0.3}, "tiny", "0.3 of 2 is less than one channel"),
+        ({"ratio": 0.3, "round_to": 16}, "mid", "counts are brought up to multiples of 16"),
+        ({"ratio": {"mid": 0.5}}, "tiny", "`ratio` asks for none of its channels"),
+        ({"ratio": {"mid": 0.5, "tiny": 0.0}}, "tiny", "`ratio` asks for none of its channels"),
+        ({"ratio": 0.3, "scope": "global"}, "mid", "of more importance than those removed"),
+    ],
+)
+def test_what_loses_nothing_is_listed_with_the_reason(asked, name, reason):
+    layers = [
+        keras.layers.Dense(2, name="tiny"),
+        keras.layers.Dense(16, name="mid"),
+        keras.layers.Dense(4, name="wide"),
+        keras.layers.Dense(3, name="logits"),
+    ]
+    model = keras.Sequential([keras.Input((5,)), *layers])
+    if asked.get("scope") == "global":  # of which all filters are alike, and those of others not
+        layers[1].kernel.assign(keras.ops.ones((2, 16)))
+        for layer in (layers[0], layers[2]):
+            shape = layer.kernel.shape
+            layer.kernel.assign(keras.ops.broadcast_to(np.arange(shape[1]) ** 3.0, shape))
+        asked = {**asked, "ratio": 0.1}
+    _, report = shrink(model, **asked)
+    assert report.skipped[name].startswith("loses nothing: ")
+    assert report.skipped[name].endswith(reason)
+    counts = {layer.name: (layer.before, layer.after) for layer in report.layers}
+    assert counts[name][0] == counts[name][1]
+    listed = {each for each, (before, after) in counts.items() if before == after}
+    assert listed <= set(report.skipped)
+
+
+def test_nothing_is_said_where_nothing_is_asked_for():
+    layers = [keras.layers.Dense(2, name="hidden"), keras.layers.Dense(3, name="logits")]
+    _, report = shrink(keras.Sequential([keras.Input((5,)), *layers]), 0.0)
+    assert list(report.skipped) == ["logits"]

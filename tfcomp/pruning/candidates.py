@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tfcomp.errors import TfcompError
 from tfcomp.graph import FIXED, Dependencies, Graph, Group, Producer, dependencies
 from tfcomp.graph.channels import weight_of
-from tfcomp.pruning.sparsity import Kernel, find_kernels, networks_of
+from tfcomp.pruning.sparsity import Kernel, find_kernels, networks_of, values_of
 from tfcomp.pruning.units import Filters, Layers, Unit
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class Candidate:
         return Filters().count(self.part)
 
     def value(self) -> Scores:
-        """The weights as they are now, in the kernel's shape."""
-        return np.asarray(keras.ops.convert_to_numpy(self.variable))
+        """The weights as they are now, in the kernel's shape; not to be written to."""
+        return values_of(self.variable)
 
     def filters(self) -> Scores:
         """The weights as a matrix, [channels, weights of one filter], bias not included."""

@@ -89,17 +89,17 @@ def block_reduced(values: Array, inputs: int, outputs: int, ufunc: np.ufunc) -> 
     Returns:
         Matrix with an entry for each block.
     """
-    padding = ((0, -values.shape[0] % inputs), (0, -values.shape[1] % outputs))
-    if padding[0][1] or padding[1][1]:
-        values = np.pad(values, padding)
-    across = values.shape[1] // outputs
-    flat = ufunc.reduce(values.reshape(-1, inputs, across * outputs), axis=1)
+    if missing := -values.shape[0] % inputs:
+        values = np.pad(values, ((0, missing), (0, 0)))
+    flat = ufunc.reduce(values.reshape(-1, inputs, values.shape[1]), axis=1)
     if outputs > _FEW:
-        reduced: Array = ufunc.reduce(flat.reshape(-1, across, outputs), axis=2)
+        flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % outputs)))
+        reduced: Array = ufunc.reduce(flat.reshape(len(flat), -1, outputs), axis=2)
         return reduced
     total = flat[:, ::outputs].copy()
     for place in range(1, outputs):
-        ufunc(total, flat[:, place::outputs], out=total)
+        more = flat[:, place::outputs]  # one less where the last block is cut off
+        ufunc(total[:, : more.shape[1]], more, out=total[:, : more.shape[1]])
     return total
 
 

@@ -144,14 +144,18 @@ def keep_masks_of_size(
         # All may go, should that be wanted: groups of N:M keep some weights.
         most = total if wanted >= total * size else total - 1
         return keep_masks(scores, min(count, most), there)
-    each = [np.broadcast_to(z, array.shape) for z, array in zip(sizes, scores, strict=True)]
-    flat = np.concatenate(_Parts(scores, there).all_values())
-    order = np.argsort(flat, kind="stable")
-    gone = np.cumsum(np.concatenate([z.reshape(-1) for z in each])[order], dtype=np.int64)
+    each = [np.broadcast_to(z, a.shape).reshape(-1) for z, a in zip(sizes, scores, strict=True)]
+    parts = _Parts(scores, there)
+    share = min(wanted / sum(int(z.sum()) for z in each), 1.0)
+    bracket = _bracket(parts, share, each)
+    below, near, held = _between(parts, bracket, each)
+    if not 0 < wanted - int(held[0]) <= int(held[1].sum()):  # the sample misled
+        below, near, held = 0, np.concatenate(parts.all_values()), (0, np.concatenate(each))
+    gone = held[0] + np.cumsum(held[1][np.argsort(near, kind="stable")], dtype=np.int64)
     after = int(np.searchsorted(gone, wanted))  # the first sum that is not less
-    over = gone[after] - wanted if after < total else math.inf
-    under = wanted - (gone[after - 1] if after else 0)
-    count = after + 1 if over <= under else after
+    over = gone[after] - wanted if after < gone.size else math.inf
+    under = wanted - (gone[after - 1] if after else held[0])
+    count = below + (after + 1 if over <= under else after)
     return keep_masks(scores, min(count, total - 1), there)
 
 
@@ -230,26 +234,50 @@ def filled(there: Mask, values: Scores, fill: float) -> Scores:
 
 def _threshold(parts: _Parts, count: int) -> Any:
     """The `count`-th lowest score; NaN ranks last."""
-    low, high = _bracket(parts, count)
-    below = 0
-    between = []
-    for which, part in parts.slices():
-        values = parts.values(which, part)
-        less = values < low
-        below += int(np.count_nonzero(less))
-        less ^= values <= high
-        between.append(values[np.flatnonzero(less)])
-    if not below < count <= below + sum(part.size for part in between):  # the sample misled
-        below, between = 0, parts.all_values()
-    near = np.concatenate(between)
+    below, near, _ = _between(parts, _bracket(parts, count / parts.total))
+    if not below < count <= below + near.size:  # the sample misled
+        below, near = 0, np.concatenate(parts.all_values())
     near.partition(count - below - 1)
     return near[count - below - 1]
 
 
-def _bracket(parts: _Parts, count: int) -> tuple[Any, Any]:
-    """Two values that the `count`-th lowest score most likely lies between.
+def _between(
+    parts: _Parts, bracket: tuple[Any, Any], sizes: Sequence[Scores] | None = None
+) -> tuple[int, Scores, tuple[int, Scores]]:
+    """How many scores are below a bracket, those in it, and what they count for.
 
-    From a sample, so that but a few scores of many need to be copied and partitioned.
+    Args:
+        parts: The scores.
+        bracket: The lowest and the highest value of interest.
+        sizes: For each array, flat, what its entries count for, if that is asked.
+
+    Returns:
+        The number of scores below; the scores within in the order of their index; and the same
+        two of the sizes, a sum and an array.
+    """
+    low, high = bracket
+    below = gone = 0
+    scores, held = [], []
+    for which, part in parts.slices():
+        values = parts.values(which, part)
+        less = values < low
+        below += int(np.count_nonzero(less))
+        if sizes is not None:
+            gone += int(sizes[which][part].sum(where=less, dtype=np.int64))
+        less ^= values <= high
+        within = np.flatnonzero(less)
+        scores.append(values[within])
+        if sizes is not None:
+            held.append(sizes[which][part][within])
+    within_sizes = np.concatenate(held) if held else np.empty(0, np.int64)
+    return below, np.concatenate(scores or parts.flat), (gone, within_sizes)
+
+
+def _bracket(parts: _Parts, share: float, sizes: Sequence[Scores] | None = None) -> tuple[Any, Any]:
+    """Two values that the score most likely lies between up to which there is a share of all.
+
+    From a sample, so that but a few scores of many need to be copied and sorted. The share is of
+    the number of scores, or of the sum of their sizes.
     """
     total = parts.total
     if total < 4 * _SAMPLE:
@@ -257,14 +285,22 @@ def _bracket(parts: _Parts, count: int) -> tuple[Any, Any]:
     rng = np.random.default_rng(0)
     taken = [rng.integers(a.size, size=_SAMPLE * a.size // total) for a in parts.flat]
     sample = np.concatenate([parts.values(which, at) for which, at in enumerate(taken)])
-    sample.sort()
-    share = count / total
+    n = sample.size
+    if sizes is None:
+        sample.sort()
+        reached = np.arange(1, n + 1) / n
+        effective = float(n)
+    else:
+        held = np.concatenate([z[at] for z, at in zip(sizes, taken, strict=True)]).astype(float)
+        order = np.argsort(sample)
+        sample, reached = sample[order], np.cumsum(held[order]) / held.sum()
+        effective = held.sum() ** 2 / (held**2).sum()
     # Five standard deviations of a share among so many.
-    margin = 5 * math.sqrt(sample.size * share * (1 - share)) + 5
-    first, last = math.floor(share * sample.size - margin), math.ceil(share * sample.size + margin)
+    margin = 5 * math.sqrt(share * (1 - share) / effective) + 5 / n
+    first, last = np.searchsorted(reached, [share - margin, share + margin])
     # NaN, which sorts last, would compare as neither.
-    low = sample[first] if first >= 0 else -np.inf
-    high = sample[last] if last < sample.size else np.inf
+    low = sample[first] if share > margin else -np.inf
+    high = sample[last] if last < n else np.inf
     return -np.inf if np.isnan(low) else low, np.inf if np.isnan(high) else high
 
 

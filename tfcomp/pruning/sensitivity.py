@@ -20,7 +20,8 @@ from tfcomp.pruning.criteria import Criterion, L1Norm, Magnitude
 from tfcomp.pruning.masks import keep_mask, pruned_count
 from tfcomp.pruning.schedules import check_sparsity
 from tfcomp.pruning.scores import finite_score
-from tfcomp.pruning.shrink import importances, select
+from tfcomp.pruning.selection import select
+from tfcomp.pruning.shrink import importances
 from tfcomp.pruning.sparsity import find_kernels
 from tfcomp.pruning.units import Weights
 

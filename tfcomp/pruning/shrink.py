@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
 from tfcomp.errors import TfcompError
 from tfcomp.graph import (
-    FIXED,
     Dependencies,
-    Group,
     dependencies,
     remove_units,
     removed_channels,
@@ -29,6 +25,7 @@ from tfcomp.pruning.candidates import Candidates, Scores, channel_scores
 from tfcomp.pruning.criteria import Criterion, L1Norm, L2Norm, Random
 from tfcomp.pruning.geometric_median import FPGM
 from tfcomp.pruning.hrank import HRank
+from tfcomp.pruning.selection import fraction, select, why_untouched
 from tfcomp.pruning.taylor import Oracle, Taylor
 
 CRITERIA: dict[str, type[Criterion]] = {
@@ -47,8 +44,6 @@ DATA_CRITERIA: dict[str, Callable[[Any], Criterion]] = {
 }
 LOSS_CRITERIA: dict[str, Callable[[Any, Any], Criterion]] = {"taylor": Taylor, "oracle": Oracle}
 SCOPES = ("local", "global")
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +78,8 @@ class ShrinkReport:
         criterion: The criterion, as it prints.
         round_to: What channel counts were rounded up to multiples of; None if they were not.
         layers: Each layer that creates channels, in order.
-        skipped: For each layer that was left alone, or in part, the reason.
+        skipped: For each layer that was left alone, or in part, the reason; also where it could be
+            cut and what was asked for takes nothing from it.
         parameters_before: Number of weights, BatchNormalization statistics included.
         parameters_after: The same of the smaller model.
         budget: What was allowed and what is spent; None where a ratio was asked for.
@@ -218,130 +214,21 @@ def shrink(
         ratio, spending = spend(budget, model, found, chosen)
     removed = chosen(ratio)
     small = remove_units(found, removed)
+    untouched = why_untouched(found, importance, ratio, scope, round_to, judge.comparable)
     report = ShrinkReport(
-        asked=_fraction(ratio, found),
+        asked=fraction(ratio, found),
         prunable=found.n_units,
         removed=len(removed),
         scope=scope,
         criterion=repr(judge),
         round_to=None if round_to is None else int(round_to),
         layers=tuple(_layer_channels(found, removed)),
-        skipped=dict(found.skipped),
+        skipped={**found.skipped, **untouched},
         parameters_before=model.count_params(),
         parameters_after=small.count_params(),
         budget=spending,
     )
     return small, report
-
-
-def select(
-    found: Dependencies,
-    importance: Scores,
-    ratio: float | Mapping[str, float],
-    scope: str = "local",
-    round_to: int | None = None,
-    comparable: bool = False,
-) -> list[int]:
-    """The units to be removed, by number, ascending.
-
-    Args:
-        found: The dependencies of a model.
-        importance: Importance of each unit, shape [n_units].
-        ratio: Fraction of the units to be removed, in [0, 1); or fractions by layer.
-        scope: "local" takes the fraction of each group, "global" of all.
-        round_to: Multiple that each layer's remaining channels are brought up to.
-        comparable: Whether "global" may compare units of different groups as they are.
-
-    Returns:
-        Numbers of units; every layer keeps at least one channel.
-    """
-    pools = [group.units for group in found.groups]
-    ratios = [_ratio_of(group, ratio) for group in found.groups]
-    if scope == "global":
-        if not comparable:
-            importance = _relative(importance, pools)
-        pools = [np.arange(found.n_units)]
-    gone = np.zeros(found.n_units + 1, dtype=np.bool_)
-    for pool, share in zip(pools, ratios, strict=False):
-        # A hair more than the product, since 0.29 * 100 is less than 29 in binary.
-        wanted = math.floor(share * len(pool) + 1e-9)
-        order = pool[np.argsort(importance[pool], kind="stable")]
-        gone[order[:wanted]] = True
-        if not all((~gone[producer.units]).any() for producer in found.producers.values()):
-            gone[order[:wanted]] = False
-            _remove_in_turn(found, order.tolist(), wanted, gone)
-    _restore(found, importance, gone, round_to or 1)
-    return np.flatnonzero(gone).tolist()
-
-
-def _remove_in_turn(found: Dependencies, order: list[int], wanted: int, gone: Mask) -> None:
-    """Marks the first `wanted` units of `order` that leave every layer a channel."""
-    members = _members(found)
-    left = np.array([int((~gone[p.units]).sum()) for p in found.producers.values()])
-    for unit in order:
-        layers, counts = members[unit]
-        if wanted and (left[layers] > counts).all():
-            left[layers] -= counts
-            gone[unit] = True
-            wanted -= 1
-
-
-def _ratio_of(group: Group, ratio: float | Mapping[str, float]) -> float:
-    if not isinstance(ratio, Mapping):
-        return ratio
-    whole = " + ".join(group.layers)
-    if whole in ratio:
-        return ratio[whole]
-    return min((ratio[name] for name in group.layers if name in ratio), default=0.0)
-
-
-def _fraction(ratio: float | Mapping[str, float], found: Dependencies) -> float:
-    """A ratio for each layer as one over all units."""
-    asked = sum(_ratio_of(group, ratio) * len(group.units) for group in found.groups)
-    return float(ratio) if not isinstance(ratio, Mapping) else asked / max(found.n_units, 1)
-
-
-def _members(found: Dependencies) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """For each unit, the producers that it takes channels of, by number, and how many."""
-    layers: list[list[int]] = [[] for _ in range(found.n_units)]
-    counts: list[list[int]] = [[] for _ in range(found.n_units)]
-    for index, producer in enumerate(found.producers.values()):
-        units, amounts = np.unique(producer.units[producer.units != FIXED], return_counts=True)
-        for unit, amount in zip(units.tolist(), amounts.tolist(), strict=True):
-            layers[unit].append(index)
-            counts[unit].append(amount)
-    return [(np.array(a), np.array(b)) for a, b in zip(layers, counts, strict=True)]
-
-
-def _restore(found: Dependencies, importance: Scores, gone: Mask, round_to: int) -> None:
-    """Takes back removals, the most important first, until the counts of channels are good.
-
-    Those of each layer are to be a multiple, or all that it has, and none that is avoided.
-    """
-
-    def is_good(units: npt.NDArray[np.int64], avoided: int | None) -> bool:
-        kept = len(units) - int(gone[units].sum())
-        return kept != avoided and (kept % round_to == 0 or kept == len(units))
-
-    counted = [(producer.units, None) for producer in found.producers.values()]
-    changed = True
-    while changed:
-        changed = False
-        for units, avoided in (*counted, *found.avoided):
-            # Restoring for one layer may give a coupled one a channel too many: go round again.
-            while not is_good(units, avoided):
-                lost = np.unique(units[gone[units]])
-                gone[lost[np.argmax(importance[lost])]] = False
-                changed = True
-
-
-def _relative(importance: Scores, pools: list[npt.NDArray[np.int64]]) -> Scores:
-    relative = importance.copy()
-    for pool in pools:
-        mean = np.abs(importance[pool]).mean()
-        if mean > 0:
-            relative[pool] /= mean
-    return relative
 
 
 def importances(model: keras.Model, found: Dependencies, criterion: Criterion) -> Scores:

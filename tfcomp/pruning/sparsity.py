@@ -9,8 +9,24 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfcomp.errors import TfcompError
+
+
+def values_of(variable: Any) -> np.ndarray[Any, Any]:
+    """What a variable holds now, as an array that cannot be written to.
+
+    Not copied where NumPy knows the type. Later changes do not show in it: TensorFlow gives the
+    variable other memory while somebody looks at this one.
+    """
+    tensor = tf.convert_to_tensor(variable)
+    try:
+        found = np.asarray(memoryview(tensor))
+    except ValueError:  # bfloat16 is no type of the buffer protocol
+        found = np.asarray(keras.ops.convert_to_numpy(variable))
+        found.flags.writeable = False
+    return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,8 +51,8 @@ class Kernel:
         return int(np.prod(self.variable.shape))
 
     def value(self) -> np.ndarray[Any, Any]:
-        """The weights as they are now."""
-        return np.asarray(keras.ops.convert_to_numpy(self.variable))
+        """The weights as they are now, not to be written to."""
+        return values_of(self.variable)
 
     def zeros(self) -> int:
         """How many of the weights are exactly zero now."""
