@@ -245,7 +245,8 @@ def test_taylor_ranks_as_the_oracle_does() -> None:
 # ---- in shrink
 
 
-NAMES = ["apoz", "activation_mean", "activation_standard_deviation", "hrank", "taylor", "oracle"]
+SAYING = ["apoz", "activation_mean", "activation_standard_deviation", "hrank", "taylor", "oracle"]
+NAMES = [*SAYING, "energy_aware"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -266,7 +267,7 @@ def test_the_channels_that_say_nothing_go() -> None:
     bias[dead] = -100.0  # large, and never above zero
     model.get_layer("a").set_weights([kernel, bias])
     expected = model.predict(x, verbose=0)
-    for name in NAMES:
+    for name in SAYING:
         ratio = {"a": 0.25}
         small, _ = shrink(model, ratio, name, data=(x[:64], y[:64]))
         np.testing.assert_allclose(small.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-5)

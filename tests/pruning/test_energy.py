@@ -13,7 +13,18 @@ from keras import layers
 
 from tfcomp.callbacks import PruneWeights
 from tfcomp.errors import TfcompError, UnsupportedModelError
-from tfcomp.pruning import EnergyCosts, energy_aware, estimate_energy, find_kernels, prune_by_energy
+from tfcomp.pruning import (
+    NM,
+    Candidates,
+    ConstantSparsity,
+    EnergyAware,
+    EnergyCosts,
+    energy_aware,
+    estimate_energy,
+    find_kernels,
+    prune_by_energy,
+    shrink,
+)
 from tfcomp.pruning.energy_aware import restore
 
 rng = np.random.default_rng(7)
@@ -376,3 +387,94 @@ def test_estimates_refuse_what_cannot_be_told() -> None:
         estimate_energy(keras.Model())
     recurrent = keras.Sequential([keras.Input((5, 3)), layers.LSTM(4, name="r")])
     assert estimate_energy(recurrent).skipped == {"r": "no rule for a LSTM"}
+
+
+# ---- the criterion
+
+
+def by_leaving_out(model: keras.Model, layer: Any, x: np.ndarray) -> np.ndarray:
+    """What the outputs lose without each weight, one by one, over the outputs; by the layer."""
+    clone = type(layer).from_config({**layer.get_config(), "activation": None, "use_bias": False})
+    clone.build(x.shape)
+    kernel = np.asarray(layer.kernel)
+    whole = direct(kernel, x, clone).astype(np.float64)
+    lost = np.empty(kernel.shape)
+    for place in np.ndindex(*kernel.shape):
+        without = kernel.copy()
+        without[place] = 0
+        lost[place] = np.abs(direct(without, x, clone) - whole).sum()
+    return lost / np.abs(whole).sum()
+
+
+def test_scores_are_what_outputs_lose_over_the_energy_saved() -> None:
+    model = network()
+    kernel = np.array(model.get_layer("second").kernel)
+    kernel[np.abs(kernel) < np.median(np.abs(kernel))] = 0
+    model.get_layer("second").kernel.assign(kernel)
+    energy = estimate_energy(model, IMAGES)
+    totals = {layer.name: layer for layer in energy.layers}
+    scores = EnergyAware(IMAGES).scores(Candidates.of_channels(model))
+    for name, given in (("first", model.input), ("second", model.get_layer("first").output)):
+        layer = model.get_layer(name)
+        x = keras.Model(model.input, given).predict(IMAGES, verbose=0)
+        saved = totals[name].total / totals[name].nonzero / energy.total
+        expected = by_leaving_out(model, layer, x) / saved
+        np.testing.assert_allclose(scores[name], expected, rtol=2e-3, atol=1e-4 * expected.max())
+
+
+def test_grouped_convolutions_are_scored_in_their_kernels_order() -> None:
+    x = keras.Input((6, 6, 4))
+    y = layers.Conv2D(6, 3, groups=2, padding="same", name="g")(x)
+    model = keras.Model(x, layers.Conv2D(3, 1, name="y")(y))
+    data = rng.normal(size=(10, 6, 6, 4)).astype("float32")
+    (total,) = (row.total for row in estimate_energy(model, data).layers if row.name == "g")
+    whole = estimate_energy(model, data).total
+    found = EnergyAware(data).scores(Candidates.of_channels(model))["g"]
+    layer = model.get_layer("g")
+    expected = by_leaving_out(model, layer, data) * layer.kernel.shape.num_elements()
+    np.testing.assert_allclose(found, expected / (total / whole), rtol=2e-3)
+
+
+def test_layers_of_much_energy_lose_most_where_layers_are_compared() -> None:
+    def zeros(costs: EnergyCosts) -> dict[str, float]:
+        model = network()
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+        prune = PruneWeights(
+            ConstantSparsity(0.6),
+            criterion=EnergyAware(IMAGES, costs=costs),
+            scope="global",
+            first=True,
+            last=True,
+        )
+        model.fit(IMAGES, np.zeros((24, 4)), verbose=0, callbacks=[prune])
+        assert prune.report is not None
+        return {row.name.split("/")[-2]: row.sparsity for row in prune.report.kernels}
+
+    # Where only arithmetic costs, convolutions take nearly all; where memory does, Dense too.
+    arithmetic = zeros(EnergyCosts(register_file=0, array=0, buffer=0, dram=0))
+    memory = zeros(EnergyCosts(mac=0, register_file=0, array=0, buffer=0))
+    assert arithmetic["first"] > memory["first"]
+    assert arithmetic["logits"] < memory["logits"]
+
+
+def test_it_is_a_criterion_like_others() -> None:
+    model = network()
+    small, report = shrink(model, 0.5, "energy_aware", data=IMAGES)
+    assert [row.after for row in report.layers] == [3, 4, 4]
+    assert report.criterion == "EnergyAware(rows=4000, seed=0)"
+    assert small.predict(IMAGES[:2], verbose=0).shape == (2, 4)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    prune = PruneWeights(ConstantSparsity(0.5), unit=NM(2, 4), criterion=EnergyAware(IMAGES))
+    model.fit(IMAGES, np.zeros((24, 4)), verbose=0, callbacks=[prune])
+    assert prune.report is not None
+    assert prune.report.by_units == 0.5
+
+
+def test_kernels_that_it_cannot_judge_are_told() -> None:
+    x = keras.Input((5, 3))
+    model = keras.Model(x, layers.Dense(2)(layers.LSTM(4, name="r")(x)))
+    with pytest.raises(TfcompError, match=r"convolutions and Dense.*Received: 'r'") as error:
+        shrink(model, 0.5, EnergyAware(rng.normal(size=(4, 5, 3))))
+    assert "\n" not in str(error.value)
+    with pytest.raises(TfcompError, match="`rows` must be"):
+        EnergyAware(IMAGES, rows=0)

@@ -24,6 +24,7 @@ from tfcomp.pruning import (
     Candidates,
     ConstantSparsity,
     Criterion,
+    EnergyAware,
     Filters,
     GraSP,
     HRank,
@@ -65,6 +66,7 @@ OF_WEIGHTS: dict[str, Any] = {
     "snip": lambda: SNIP((X, Y), "mse"),
     "grasp": lambda: GraSP((X, Y), "mse"),
     "synflow": SynFlow,
+    "energy": lambda: EnergyAware(X),
 }
 
 

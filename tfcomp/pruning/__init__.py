@@ -11,7 +11,7 @@ from tfcomp.pruning.candidates import Candidate, Candidates
 from tfcomp.pruning.connectivity import ErrorBarrier, error_barrier
 from tfcomp.pruning.criteria import Criterion, L1Norm, L2Norm, Magnitude, Random, RandomWeights
 from tfcomp.pruning.energy import Energy, EnergyCosts, LayerEnergy, estimate_energy
-from tfcomp.pruning.energy_aware import EnergyReport, LayerError, prune_by_energy
+from tfcomp.pruning.energy_aware import EnergyAware, EnergyReport, LayerError, prune_by_energy
 from tfcomp.pruning.geometric_median import FPGM
 from tfcomp.pruning.hrank import HRank
 from tfcomp.pruning.initialization import (
@@ -54,6 +54,7 @@ __all__ = [
     "CosineDecay",
     "Criterion",
     "Energy",
+    "EnergyAware",
     "EnergyCosts",
     "EnergyReport",
     "ErrorBarrier",

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
 from tfcomp.errors import TfcompError
 from tfcomp.graph import rebuild, trace
-from tfcomp.pruning.energy import (
-    KERNEL_LAYERS,
-    Energy,
-    EnergyCosts,
-    estimate_energy,
-    layer_inputs,
+from tfcomp.pruning.candidates import Candidates, Scores
+from tfcomp.pruning.criteria import HoldsData
+from tfcomp.pruning.energy import Energy, EnergyCosts, estimate_energy, layer_inputs
+from tfcomp.pruning.input_rows import (
+    Matrix,
+    filters_by_group,
+    has_rows,
+    in_kernel_shape,
+    sampled_rows,
 )
 from tfcomp.pruning.masks import Mask, keep_mask, pruned_count
 from tfcomp.pruning.samples import all_inputs
 from tfcomp.pruning.schedules import check_sparsity
-from tfcomp.pruning.sparsity import KernelSparsity, find_kernels, measure, total_sparsity
-
-Matrix = npt.NDArray[np.float64]
+from tfcomp.pruning.sparsity import (
+    KernelSparsity,
+    find_kernels,
+    measure,
+    networks_of,
+    total_sparsity,
+)
 
 # λ, over the mean square of an input; with the smallest it is the paper's least squares, with
 # the last nothing is fitted.
@@ -100,6 +105,80 @@ class EnergyReport:
         return "\n".join(lines)
 
 
+class EnergyAware(HoldsData):
+    """score(w) = (Σ_n |x_n·w| / Σ_n Σ_i |y_ni|) / (e_w / E): what outputs lose over energy saved.
+
+    x_n is the input that w is multiplied with in row n of the layer's multiply-adds, y_ni output i
+    of that row without bias, e_w the layer's estimated energy over its weights that are not zero,
+    and E the energy of all layers. With scope "global" the layers that need most energy lose most,
+    and in each the weights that its outputs need least.
+
+    `prune_by_energy` is the paper's procedure, which looks at errors of several weights together
+    and refits; this is its two ideas as a score, for schedules, units and `shrink`.
+
+    Yang, Chen and Sze 2016, "Designing Energy-Efficient Convolutional Neural Networks using
+    Energy-Aware Pruning", arXiv:1611.05128.
+
+    Args:
+        data: Inputs as the model takes them, a tuple (inputs, labels) of which labels are not
+            used, or a batched `tf.data.Dataset` of either.
+        rows: Output positions looked at for each layer, drawn from all. Default 4000.
+        costs: For `estimate_energy`.
+        seed: Of the positions drawn. Default 0.
+
+    Raises:
+        TfcompError: From `scores`, if a kernel is not of a convolution or Dense, channels last.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="d")], name="m")
+        >>> _ = model.layers[0].kernel.assign([[1.0], [-2.0]])
+        >>> criterion = EnergyAware(np.array([[3.0, 1.0], [1.0, 0.0]]))
+        >>> criterion.scores(Candidates.of_kernels(model))["m/d/kernel"].round(3).tolist()
+        [[4.0], [2.0]]
+    """
+
+    comparable = True
+
+    def __init__(
+        self, data: Any, rows: int = 4000, costs: EnergyCosts | None = None, seed: int = 0
+    ) -> None:
+        _check_whole("rows", rows)
+        self.data, self.rows, self.costs, self.seed = data, rows, costs, seed
+
+    def scores(self, candidates: Candidates) -> dict[str, Scores]:
+        """The score of each weight."""
+        graph = candidates.graph
+        arrays = all_inputs(self.data, graph, type(self).__name__)
+        owners = {id(op.kernel): name for name, op in graph.ops.items() if has_rows(op)}
+        network = networks_of(candidates.model)[0]
+        energy = estimate_energy(network, arrays, costs=self.costs)
+        totals = {layer.name: layer.total / energy.total for layer in energy.layers}
+        found = {}
+        for name, kernel in candidates.items():
+            layer = owners.get(id(kernel.variable))
+            if layer is None:
+                raise TfcompError(
+                    f"EnergyAware expects kernels of convolutions and Dense, channels last. "
+                    f"Received: {name!r}. Leave it out by name, or use another criterion."
+                )
+            value = kernel.value()
+            rows = layer_inputs(graph, layer, arrays)
+            lost = self._lost(graph.ops[layer], value, rows)
+            found[name] = lost * (max(np.count_nonzero(value), 1) / totals[layer])
+        return found
+
+    def _lost(self, op: Any, value: Scores, inputs: list[Scores]) -> Matrix:
+        """By how much the outputs change without each weight, over the outputs."""
+        x = sampled_rows(op, inputs, self.rows, self.seed)
+        filters = filters_by_group(op, value)
+        outputs = sum(float(np.abs(x[:, g] @ w).mean(axis=0).sum()) for g, w in enumerate(filters))
+        changes = np.abs(x).mean(axis=0)[:, :, None] * np.abs(filters)
+        return in_kernel_shape(changes / (outputs or 1.0), value.shape)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"rows": self.rows, "seed": self.seed}
+
+
 def prune_by_energy(
     model: keras.Model,
     sparsity: float,
@@ -171,17 +250,14 @@ def prune_by_energy(
     sparsity = check_sparsity("sparsity", sparsity)
     if not 0 <= restored <= 1:
         raise TfcompError(f"`restored` must be between 0 and 1. Received: {restored!r}.")
-    for name, value in (("rounds", rounds), ("rows", rows)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise TfcompError(
-                f"`{name}` must be a whole number of at least 1. Received: {value!r}."
-            )
+    _check_whole("rounds", rounds)
+    _check_whole("rows", rows)
     whole = trace(model)
     arrays = all_inputs(data, whole, "prune_by_energy")
     pruned = rebuild(whole)
     graph = trace(pruned)
     kernels, skipped = find_kernels(pruned, skip=skip)
-    owners = {id(op.kernel): name for name, op in graph.ops.items() if _fits(op)}
+    owners = {id(op.kernel): name for name, op in graph.ops.items() if has_rows(op)}
     for kernel in kernels:
         if id(kernel.variable) not in owners:
             skipped[kernel.name] = "of a layer other than a convolution or dense, channels last"
@@ -196,17 +272,16 @@ def prune_by_energy(
     for name in sorted(names, key=lambda name: -totals[name]):
         op = graph.ops[name]
         target, x = (
-            _sampled(op, layer_inputs(of, name, arrays), rows, seed) for of in (whole, graph)
+            sampled_rows(op, layer_inputs(of, name, arrays), rows, seed) for of in (whole, graph)
         )
         errors.append(_prune_layer(name, op, target, x, (sparsity, restored, rounds)))
     after = estimate_energy(pruned, arrays, costs=costs)
     return pruned, EnergyReport(measure(taken), skipped, tuple(errors), before, after)
 
 
-def _fits(op: Any) -> bool:
-    plain = getattr(op, "data_format", "channels_last") in (None, "channels_last")
-    # With LoRA the kernel is a sum, which cannot be assigned to.
-    return isinstance(op, KERNEL_LAYERS) and plain and not getattr(op, "lora_enabled", False)
+def _check_whole(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise TfcompError(f"`{name}` must be a whole number of at least 1. Received: {value!r}.")
 
 
 def _prune_layer(
@@ -223,10 +298,8 @@ def _prune_layer(
     """
     sparsity, restored, rounds = asked
     shape = tuple(op.kernel.shape)
-    groups = x.shape[1]
-    value = np.asarray(op.kernel, np.float64)
-    # [groups, weights of a filter, filters of a group]
-    trained = np.stack(np.split(value.reshape(-1, shape[-1]), groups, axis=1))
+    trained = filters_by_group(op, np.asarray(op.kernel))
+    groups = len(trained)
     y = np.stack([original[:, g] @ trained[g] for g in range(groups)])
     if not (np.isfinite(y).all() and np.isfinite(x).all()):
         raise TfcompError(
@@ -241,7 +314,7 @@ def _prune_layer(
     start = np.where(mask, trained, 0)
     ridge = _chosen_ridge(y, x, mask, start)
     (tuned,) = _all_fitted(y, x, mask, start, (ridge,))
-    result = np.concatenate(list(tuned), axis=1).reshape(shape)
+    result = in_kernel_shape(tuned, shape)
     op.kernel.assign(result.astype(op.kernel.dtype))
     return LayerError(name, removed, _error(y, x, start), _error(y, x, tuned), ridge)
 
@@ -328,59 +401,3 @@ def _error(y: Matrix, x: Matrix, weights: Matrix) -> float:
 def _squares(y: Matrix, x: Matrix, weights: Matrix) -> float:
     found = np.stack([x[:, g] @ weights[g] for g in range(len(weights))])
     return float(((y - found) ** 2).sum())
-
-
-def _sampled(op: Any, inputs: list[npt.NDArray[Any]], rows: int, seed: int) -> Matrix:
-    """The inputs of the multiply-adds at some output positions: [rows, groups, weights].
-
-    The same positions for the same shapes and seed; all if there are no more than `rows`.
-    """
-    if isinstance(op, keras.layers.Dense):
-        flat = np.concatenate([array.reshape(-1, array.shape[-1]) for array in inputs])
-        return flat[_drawn(len(flat), rows, seed)][:, None].astype(np.float64)
-    parts = []
-    for number, array in enumerate(inputs):
-        share = rows // len(inputs) + (number < rows % len(inputs))
-        if share:
-            parts.append(_windows(op, array, share, seed + number))
-    return np.concatenate(parts)
-
-
-def _windows(op: Any, inputs: npt.NDArray[Any], rows: int, seed: int) -> Matrix:
-    """Windows of a convolution, as its kernel is laid out: places first, then channels."""
-    size, steps, holes = op.kernel_size, op.strides, op.dilation_rate
-    padded = np.pad(inputs, list(_padding(op, inputs.shape)))
-    reach = [(k - 1) * d + 1 for k, d in zip(size, holes, strict=True)]
-    places = [
-        (length - r) // s + 1 for length, r, s in zip(padded.shape[1:-1], reach, steps, strict=True)
-    ]
-    total = len(inputs) * math.prod(places)
-    sample, *corner = np.unravel_index(_drawn(total, rows, seed), (len(inputs), *places))
-    columns = []
-    for offset in itertools.product(*map(range, size)):
-        at = [c * s + o * d for c, s, o, d in zip(corner, steps, offset, holes, strict=True)]
-        columns.append(padded[(sample, *at)])
-    windows = np.stack(columns, axis=1)  # [rows, places, channels]
-    grouped = windows.reshape(*windows.shape[:2], op.groups, -1).transpose(0, 2, 1, 3)
-    return grouped.reshape(len(windows), op.groups, -1).astype(np.float64)
-
-
-def _padding(op: Any, shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    yield 0, 0
-    axes = zip(shape[1:-1], op.kernel_size, op.strides, op.dilation_rate, strict=True)
-    for length, k, s, d in axes:
-        reach = (k - 1) * d
-        if op.padding == "valid":
-            yield 0, 0
-        elif op.padding == "causal":
-            yield reach, 0
-        else:
-            missing = max((-(-length // s) - 1) * s + reach + 1 - length, 0)
-            yield missing // 2, missing - missing // 2
-    yield 0, 0
-
-
-def _drawn(total: int, rows: int, seed: int) -> npt.NDArray[np.int64]:
-    if total <= rows:
-        return np.arange(total)
-    return np.sort(np.random.default_rng(seed).choice(total, rows, replace=False))

@@ -23,6 +23,7 @@ from tfcomp.pruning.budget import Budget, Spending
 from tfcomp.pruning.budget_search import spend
 from tfcomp.pruning.candidates import Candidates, Scores, channel_scores
 from tfcomp.pruning.criteria import Criterion, L1Norm, L2Norm, Random
+from tfcomp.pruning.energy_aware import EnergyAware
 from tfcomp.pruning.geometric_median import FPGM
 from tfcomp.pruning.hrank import HRank
 from tfcomp.pruning.selection import fraction, select, why_untouched
@@ -41,6 +42,7 @@ DATA_CRITERIA: dict[str, Callable[[Any], Criterion]] = {
     "activation_mean": ActivationMean,
     "activation_standard_deviation": ActivationStandardDeviation,
     "hrank": HRank,
+    "energy_aware": EnergyAware,
 }
 LOSS_CRITERIA: dict[str, Callable[[Any, Any], Criterion]] = {"taylor": Taylor, "oracle": Oracle}
 SCOPES = ("local", "global")
@@ -158,8 +160,8 @@ def shrink(
             together, the smallest of the fractions that name one of them counts; groups of which
             none is named keep all.
         criterion: A `Criterion`, or "l1" (the default), "l2", "fpgm", "batch_norm_scale" or
-            "random"; with `data` "apoz", "activation_mean", "activation_standard_deviation" or
-            "hrank", and for a compiled model "taylor" or "oracle".
+            "random"; with `data` "apoz", "activation_mean", "activation_standard_deviation",
+            "hrank" or "energy_aware", and for a compiled model "taylor" or "oracle".
         scope: "local" (the default) removes the same fraction everywhere; "global" compares
             channels of all layers.
         round_to: Each layer keeps a multiple of so many channels (or all that it has), by
