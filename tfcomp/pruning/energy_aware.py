@@ -158,13 +158,13 @@ class EnergyAware(HoldsData):
             layer = owners.get(id(kernel.variable))
             if layer is None:
                 raise TfcompError(
-                    f"EnergyAware expects kernels of convolutions and Dense, channels last. "
+                    "EnergyAware expects kernels of convolutions and Dense, channels last. "
                     f"Received: {name!r}. Leave it out by name, or use another criterion."
                 )
             value = kernel.value()
             rows = layer_inputs(graph, layer, arrays)
-            lost = self._lost(graph.ops[layer], value, rows)
-            found[name] = lost * (max(np.count_nonzero(value), 1) / totals[layer])
+            alive = max(int(np.count_nonzero(value)), 1)
+            found[name] = self._lost(graph.ops[layer], value, rows) * (alive / totals[layer])
         return found
 
     def _lost(self, op: Any, value: Scores, inputs: list[Scores]) -> Matrix:
