@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import keras
+import numpy as np
 
 from tfcomp.callbacks.kernel_selection import KernelSelection, Selected
 from tfcomp.callbacks.pruning_report import PruningReport
@@ -14,7 +15,7 @@ from tfcomp.callbacks.pruning_session import SESSIONS, Session
 from tfcomp.callbacks.pruning_settings import Override, Scope, Settings, checked_overrides
 from tfcomp.errors import TfcompError
 from tfcomp.pruning.criteria import Criterion, Magnitude
-from tfcomp.pruning.schedules import ConstantSparsity, Schedule
+from tfcomp.pruning.schedules import ConstantSparsity, Schedule, check_schedule
 from tfcomp.pruning.sparsity import Kernel
 from tfcomp.pruning.units import Unit, Weights
 
@@ -26,10 +27,12 @@ class PruneWeights(keras.callbacks.Callback):
     At each step t at which the schedule rises, the ⌊s_t·n + ½⌋ weights of lowest score, |w| by
     default, among the n of a kernel (scope "local") or of all kernels together ("global") are
     set to zero, and stay zero: masks nest. With another `unit` whole units go, so many that the
-    count of weights is met to half a unit; N:M counts groups. Ties go by index. The masks are
+    count of weights is met to half a unit, but the last unit stays; N:M counts groups. Ties go by
+    index. The masks are
     applied by the variables' constraints inside the compiled step, around constraints of the
     layers' own. When training ends these constraints are taken away again, and the model is plain
-    Keras with exact zeros. The zeros are read back into `report`.
+    Keras with exact zeros, which are read back into `report`. (A `fit` that is interrupted cannot
+    do so: the masks hold until the next PruneWeights, or until the model is saved and loaded.)
 
     Training that continues goes on where it was: in another `fit` of the same model with an
     equal schedule, and in a `fit` that starts at a later epoch (`BackupAndRestore`,
@@ -111,6 +114,11 @@ class PruneWeights(keras.callbacks.Callback):
                 "`schedule` must be a tfcomp.pruning schedule, such as ConstantSparsity(0.8). "
                 f"Received: {schedule!r}."
             )
+        check_schedule(schedule)
+        for name, value in (("depthwise", depthwise), ("keep_zeros", keep_zeros)):
+            _check_bool(name, value)
+        for name, value in (("first", first), ("last", last)):
+            _check_bool(name, value, may_be_none=True)
         if scope not in ("local", "global"):
             raise TfcompError(f'`scope` must be "local" or "global". Received: {scope!r}.')
         self.schedule = schedule
@@ -307,7 +315,7 @@ class PruneWeights(keras.callbacks.Callback):
                 f"The model had been pruned further before: its sparsity is {report.sparsity:.4f}, "
                 f"not the {report.asked:g} asked now. Removed weights stay removed."
             )
-        elif report.sparsity < report.by_units - 0.01:
+        elif report.sparsity < report.by_units - 0.01 or report.last_unit_stays:
             message = report.shortfall
         if report.collapsed:
             message += (
@@ -325,6 +333,13 @@ class PruneWeights(keras.callbacks.Callback):
             )
         if message:
             warnings.warn(message, stacklevel=2)
+
+
+def _check_bool(name: str, value: Any, may_be_none: bool = False) -> None:
+    if isinstance(value, (bool, np.bool_)) or (may_be_none and value is None):
+        return
+    allowed = "True, False or None" if may_be_none else "True or False"
+    raise TfcompError(f"`{name}` must be {allowed}. Received: {name}={value!r}.")
 
 
 def _instance(name: str, value: Any, base: type, default: type) -> Any:

@@ -32,6 +32,7 @@ class PruningReport:
             functional and Sequential networks whose inputs are of a fixed shape and of
             floating-point numbers; else False.
         by_units: What the sparsity would be if all units held as many weights.
+        last_unit_stays: Whether a count is missed by more than half a unit for that reason.
     """
 
     kernels: tuple[KernelSparsity, ...]
@@ -45,6 +46,7 @@ class PruningReport:
     criterion: str = "Magnitude()"
     overrides: dict[str, tuple[float, str]] = dataclasses.field(default_factory=dict)
     by_units: float = 0.0
+    last_unit_stays: bool = False
     collapsed: tuple[str, ...] = ()
     removed_layers: tuple[str, ...] = ()
     disconnected: bool = False
@@ -56,14 +58,20 @@ class PruningReport:
 
     @property
     def shortfall(self) -> str:
-        """Why fewer weights are zero than were asked for, if so: groups of N:M that are short."""
-        if self.sparsity >= self.by_units - 0.001:
-            return ""
-        units = {self.unit, *(unit for _, unit in self.overrides.values())} - {"Weights()"}
-        return (
-            f"{self.sparsity:.4f} of the weights are zero and not {self.by_units:.4f}, since "
-            f"groups of {' and '.join(sorted(units))} at the end of an input axis may be short."
-        )
+        """Why fewer weights are zero than were asked for, if so and units are the reason."""
+        whole = {self.unit, *(unit for _, unit in self.overrides.values())} - {"Weights()"}
+        units = " and ".join(sorted(whole))
+        if self.sparsity < self.by_units - 0.001:
+            return (
+                f"{self.sparsity:.4f} of the weights are zero and not {self.by_units:.4f}, since "
+                f"groups of {units} at the end of an input axis may be short."
+            )
+        if self.last_unit_stays:
+            return (
+                f"{self.by_units:.4f} of the weights are zero and not {self.asked:.4f}, since "
+                f"{units} removes whole units, and the last of them stays."
+            )
+        return ""
 
     @property
     def finished(self) -> bool:
@@ -82,6 +90,7 @@ class PruningReport:
             "unit": self.unit,
             "criterion": self.criterion,
             "by_units": self.by_units,
+            "last_unit_stays": self.last_unit_stays,
             "collapsed": list(self.collapsed),
             "removed_layers": list(self.removed_layers),
             "disconnected": self.disconnected,

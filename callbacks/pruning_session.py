@@ -19,7 +19,7 @@ from tfcomp.pruning.candidates import Scores, weight_scores
 from tfcomp.pruning.criteria import Criterion, Magnitude
 from tfcomp.pruning.dependence import is_cut_by
 from tfcomp.pruning.masks import Mask, Masked
-from tfcomp.pruning.schedules import Schedule
+from tfcomp.pruning.schedules import Schedule, sparsity_at
 from tfcomp.pruning.sparsity import Kernel, measure, networks_of, values_of
 from tfcomp.pruning.units import remove_lowest, removed_of, total_of
 
@@ -221,7 +221,7 @@ class Session:
 
     def _wanted(self, step: int) -> dict[Schedule, float]:
         """The sparsity of each schedule at a step."""
-        return {schedule: schedule(step) for schedule in self.targets}
+        return {schedule: sparsity_at(schedule, step) for schedule in self.targets}
 
     def _asked(self, targets: dict[Schedule, float]) -> float:
         """One sparsity for all kernels together."""
@@ -259,6 +259,7 @@ class Session:
     ) -> None:
         """Raises the sparsity of the masks to that of `step`, and sets the weights to zero."""
         wanted = self._wanted(step)
+        self._check_rising(wanted, step)
         if not at_once and all(wanted[key] <= value for key, value in self.targets.items()):
             return
         self.targets = {key: max(value, wanted[key]) for key, value in self.targets.items()}
@@ -275,6 +276,15 @@ class Session:
             self._raise_masks(group, masks, count, scores)
         for kernel, constraint in self._with_constraints():
             kernel.variable.assign(constraint(kernel.variable))
+
+    def _check_rising(self, wanted: dict[Schedule, float], step: int) -> None:
+        for schedule, before in self.targets.items():
+            if wanted[schedule] < before - 1e-9:
+                raise TfcompError(
+                    "A schedule must never fall, since removed weights do not come back. "
+                    f"Received: {before:g} and then {wanted[schedule]:g} at step {step} from "
+                    f"{schedule!r}."
+                )
 
     def _scores(
         self, groups: list[Group], criterion: Criterion, masks: list[Mask]
@@ -383,6 +393,14 @@ class Session:
             size += weights
         return zeros / max(size, 1)
 
+    def _misses_a_unit(self, masks: list[Mask]) -> bool:
+        """Whether more than half a unit is missing: of small kernels, where the last one stays."""
+        return any(
+            self._n_removed(group, masks) < count - self._slack(group)
+            for group, count in self._counts(self.targets)
+            if self._slack(group)  # single weights are counted to one
+        )
+
     def _emptied(self, masks: list[Mask], whole: bool) -> tuple[str, ...]:
         """Names of kernels of which nothing is left, where whole layers were to go or where not."""
         return tuple(
@@ -404,6 +422,7 @@ class Session:
             start_step=self.start_step,
             rezeroed=self.rezeroed,
             by_units=self._by_units(),
+            last_unit_stays=self._misses_a_unit(masks),
             collapsed=self._emptied(masks, whole=False),
             removed_layers=self._emptied(masks, whole=True),
             disconnected=any(

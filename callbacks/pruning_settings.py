@@ -10,7 +10,12 @@ from typing import Any, Literal
 from tfcomp.errors import TfcompError
 from tfcomp.pruning.candidates import check_unit
 from tfcomp.pruning.criteria import Criterion, Magnitude
-from tfcomp.pruning.schedules import ConstantSparsity, Schedule, check_sparsity
+from tfcomp.pruning.schedules import (
+    ConstantSparsity,
+    Schedule,
+    check_schedule,
+    check_sparsity,
+)
 from tfcomp.pruning.sparsity import Kernel
 from tfcomp.pruning.units import Unit, Weights
 
@@ -172,7 +177,9 @@ def checked_overrides(overrides: Mapping[str, Any] | None) -> tuple[tuple[str, O
             raise TfcompError(
                 f"`overrides` must have patterns of names as its keys. Received: {pattern!r}."
             )
-        if value is not None and not isinstance(value, (Schedule, Unit)):
+        if isinstance(value, Schedule):
+            check_schedule(value)
+        elif value is not None and not isinstance(value, Unit):
             value = check_sparsity(f"overrides[{pattern!r}]", value)
         pairs.append((pattern, value))
     return tuple(pairs)

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import results
-from benchmarks.distillation.mnist import Images, Labels, Split, batches, load
+from benchmarks.distillation.mnist import Images, Labels, Split, batches, jitter, load
 from tfcomp.distillation import Distiller, KnowledgeDistillation, cache_teacher
 from tfcomp.errors import TfcompError
 from tfcomp.files import replacing, write_json
@@ -76,23 +76,6 @@ class Recipe:
     temperature: float = 20.0
     student_loss_weight: float = 0.1
     precision: str = "mixed_bfloat16"
-
-
-def jitter(images: Any, pixels: int) -> Any:
-    """Each image (height, width) of a batch moved by up to `pixels` either way on both axes."""
-    batch = tf.shape(images)[0]
-    starts = [tf.random.uniform((batch, 1), 0, 2 * pixels + 1, tf.int32) for _ in range(2)]
-    return shift(images, tf.concat(starts, axis=1), pixels)
-
-
-def shift(images: Any, offsets: Any, pixels: int) -> Any:
-    """Each image moved so that it begins at its offset, [samples, 2], of a margin of `pixels`."""
-    height, width = images.shape[1:]
-    padded = tf.pad(images, [[0, 0], [pixels, pixels], [pixels, pixels]])
-    for axis, size in ((1, height), (2, width)):
-        start = offsets[:, axis - 1 : axis]
-        padded = tf.gather(padded, start + tf.range(size), axis=axis, batch_dims=1)
-    return tf.ensure_shape(padded, [None, height, width])
 
 
 def teacher_network(recipe: Recipe) -> keras.Model:

@@ -35,10 +35,9 @@ from benchmarks.distillation.hinton_mnist import (
     errors,
     judge_without_three,
     logits_of,
-    shift,
     train_teacher,
 )
-from benchmarks.distillation.mnist import Images, Split, batches, load
+from benchmarks.distillation.mnist import Images, Split, batches, load, shift
 from tfcomp.distillation import DistillationInputs
 
 # --work, --seeds and --validate are those of hinton_mnist.

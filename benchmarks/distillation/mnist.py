@@ -52,3 +52,20 @@ def batches(elements: Any, size: int, seed: int) -> tf.data.Dataset:
     return order.map(
         lambda rows: tf.nest.map_structure(lambda part: tf.gather(part, rows), elements)
     ).with_options(options)
+
+
+def jitter(images: Any, pixels: int) -> Any:
+    """Each image (height, width) of a batch moved by up to `pixels` either way on both axes."""
+    batch = tf.shape(images)[0]
+    starts = [tf.random.uniform((batch, 1), 0, 2 * pixels + 1, tf.int32) for _ in range(2)]
+    return shift(images, tf.concat(starts, axis=1), pixels)
+
+
+def shift(images: Any, offsets: Any, pixels: int) -> Any:
+    """Each image moved so that it begins at its offset, [samples, 2], of a margin of `pixels`."""
+    height, width = images.shape[1:]
+    padded = tf.pad(images, [[0, 0], [pixels, pixels], [pixels, pixels]])
+    for axis, size in ((1, height), (2, width)):
+        start = offsets[:, axis - 1 : axis]
+        padded = tf.gather(padded, start + tf.range(size), axis=axis, batch_dims=1)
+    return tf.ensure_shape(padded, [None, height, width])

@@ -433,3 +433,12 @@ def test_iterative_rounds() -> None:
     rounds = [0, 1, 1, 2, 2, 3, 3, 4, 4][1:]
     expected = [math.floor((1 - 0.2 ** (r / 4)) * 720 + 0.5) for r in rounds]
     assert found == expected
+
+
+def test_that_one_unit_stays_is_told() -> None:
+    prune = everywhere(ConstantSparsity(0.99), unit=Filters())
+    with pytest.warns(UserWarning, match=r"and not 0.9900, since Filters\(\) removes whole"):
+        fit(prune)
+    assert prune.report is not None
+    assert prune.report.by_units < 0.98
+    assert prune.report.shortfall in str(prune.report)

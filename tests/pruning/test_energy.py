@@ -381,7 +381,7 @@ def test_estimates_refuse_what_cannot_be_told() -> None:
         estimate_energy(open_ended)
     with pytest.raises(TfcompError, match="weight_bits"):
         estimate_energy(network(), weight_bits=0)
-    with pytest.raises(TfcompError, match="`dram` must be at least 0"):
+    with pytest.raises(TfcompError, match="`dram` must be a number of at least 0"):
         EnergyCosts(dram=-1)
     with pytest.raises(UnsupportedModelError):
         estimate_energy(keras.Model())
@@ -478,3 +478,32 @@ def test_kernels_that_it_cannot_judge_are_told() -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(TfcompError, match="`rows` must be"):
         EnergyAware(IMAGES, rows=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: EnergyAware(IMAGES, costs={"dram": 50}), "`costs` must be an EnergyCosts"),
+        (lambda: estimate_energy(network(), costs=3), "`costs` must be an EnergyCosts"),
+        (lambda: prune_by_energy(network(), 0.5, IMAGES, costs=3), "`costs` must be"),
+        (lambda: EnergyCosts(dram="a"), "`dram` must be a number of at least 0"),
+        (lambda: EnergyAware(IMAGES, seed=-1), "`seed` must be"),
+        (lambda: prune_by_energy(network(), 0.5, IMAGES, seed="x"), "`seed` must be"),
+        (lambda: shrink(network(), 0.5, EnergyAware(IMAGES.tolist())), "numpy.asarray"),
+        (
+            lambda: shrink(network(), 0.5, EnergyAware(IMAGES, costs=EnergyCosts(0, 0, 0, 0, 0))),
+            "a model that needs energy",
+        ),
+    ],
+)
+def test_mistakes_are_told_in_one_line(call: Any, message: str) -> None:
+    with pytest.raises(TfcompError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_inputs_of_any_size_are_told_with_what_to_do() -> None:
+    stack = [layers.Conv1D(8, 3), layers.GlobalAveragePooling1D(), layers.Dense(2)]
+    model = keras.Sequential([keras.Input((None, 4)), *stack])
+    with pytest.raises(TfcompError, match="dynamic: build the model with inputs of"):
+        estimate_energy(model)

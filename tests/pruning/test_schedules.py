@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfcomp.callbacks import PruneWeights
 from tfcomp.errors import TfcompError
 from tfcomp.pruning import (
     ConstantSparsity,
@@ -206,3 +207,77 @@ def test_schedules_of_different_kinds_differ() -> None:
     assert PolynomialDecay(0.0, 0.5, 0, 10) != CosineDecay(0.0, 0.5, 0, 10)
     assert ConstantSparsity(0.5) != ConstantSparsity(0.5, begin_step=1)
     assert ConstantSparsity(0.5) != 0.5
+
+
+class Own(Schedule):
+    """One of a user's own, right or wrong."""
+
+    begin_step, end_step, final_sparsity = 0, 4, 0.5
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+    def __call__(self, step: int) -> float:
+        return self.values[min(step, len(self.values) - 1)]
+
+    def get_config(self) -> dict[str, Any]:
+        return {"values": self.values}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([float("nan")], "fraction in .0, 1. for each step.*nan at step 4"),
+        ([1.5], "1.5 at step 4"),
+        ([None], "None at step 4"),
+        ([True], "True at step 4"),
+        ([0.3], "must end at its final_sparsity, 0.5. Received: 0.3 at its end_step, 4"),
+    ],
+)
+def test_an_end_that_is_none_is_refused(values: Any, message: str) -> None:
+    for make in (
+        lambda: PruneWeights(Own(values)),
+        lambda: PruneWeights(ConstantSparsity(0.5), overrides={"a": Own(values)}),
+    ):
+        with pytest.raises(TfcompError, match=message) as error:
+            make()
+        assert "\n" not in str(error.value)
+
+
+def test_attributes_that_are_missing_are_named() -> None:
+    class Bare(Own):
+        pass
+
+    schedule = Bare([0.5])
+    del Own.final_sparsity
+    try:
+        with pytest.raises(TfcompError, match="Bare without final_sparsity"):
+            PruneWeights(schedule)
+    finally:
+        Own.final_sparsity = 0.5
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0.0, 0.4, 0.2, 0.2, 0.5], "never fall.*0.4 and then 0.2 at step 2"),
+        ([0.0, -1.0, 0.2, 0.3, 0.5], "-1.0 at step 1"),
+        ([0.0, float("nan"), 0.2, 0.3, 0.5], "nan at step 1"),
+    ],
+)
+def test_a_course_that_is_none_ends_the_training(values: Any, message: str) -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+    model.compile("sgd", "mse")
+    x, y = np.ones((6, 4)), np.ones((6, 5))
+    with pytest.raises(TfcompError, match=message) as error:
+        model.fit(x, y, batch_size=1, verbose=0, callbacks=[PruneWeights(Own(values))])
+    assert "\n" not in str(error.value)
+    assert model.layers[0].kernel.constraint is None
+
+
+def test_one_of_ones_own_is_taken() -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+    model.compile("sgd", "mse")
+    prune = PruneWeights(Own([0.0, 0.1, 0.1, 0.4, 0.5]))
+    model.fit(np.ones((6, 4)), np.ones((6, 5)), batch_size=1, verbose=0, callbacks=[prune])
+    assert (np.asarray(model.layers[0].kernel) == 0).sum() == 10

@@ -26,7 +26,7 @@ from tests.pruning.oracle import (
 )
 from tfcomp.errors import TfcompError, UnsupportedModelError
 from tfcomp.graph import dependencies, rebuild, removal
-from tfcomp.pruning import Criterion, L2Norm, Random, shrink
+from tfcomp.pruning import Budget, Criterion, L2Norm, Random, shrink
 
 # --- How many ---------------------------------------------------------------------------------
 
@@ -306,9 +306,12 @@ def test_a_model_without_anything_to_cut_is_refused_with_the_reasons():
     [
         ({"ratio": 0.3}, "tiny", "0.3 of 2 is less than one channel"),
         ({"ratio": 0.3, "round_to": 16}, "mid", "counts are brought up to multiples of 16"),
-        ({"ratio": {"mid": 0.5}}, "tiny", "`ratio` asks for none of its channels"),
-        ({"ratio": {"mid": 0.5, "tiny": 0.0}}, "tiny", "`ratio` asks for none of its channels"),
-        ({"ratio": 0.3, "scope": "global"}, "mid", "of more importance than those removed"),
+        ({"ratio": {"mid": 0.5}}, "tiny", "none of its channels was to be removed"),
+        ({"ratio": {"mid": 0.5, "tiny": 0.0}}, "tiny", "none of its channels was to be removed"),
+        ({"ratio": 0.0}, "mid", "none of its channels was to be removed"),
+        ({"budget": Budget(macs=10**9)}, "mid", "none of its channels was to be removed"),
+        ({"ratio": 0.1, "scope": "global"}, "mid", "of more importance than those removed"),
+        ({"ratio": 0.01, "scope": "global"}, "mid", "0.01 of all 22 channels is less than one"),
     ],
 )
 def test_what_loses_nothing_is_listed_with_the_reason(asked, name, reason):
@@ -324,7 +327,6 @@ def test_what_loses_nothing_is_listed_with_the_reason(asked, name, reason):
         for layer in (layers[0], layers[2]):
             shape = layer.kernel.shape
             layer.kernel.assign(keras.ops.broadcast_to(np.arange(shape[1]) ** 3.0, shape))
-        asked = {**asked, "ratio": 0.1}
     _, report = shrink(model, **asked)
     assert report.skipped[name].startswith("loses nothing: ")
     assert report.skipped[name].endswith(reason)
@@ -334,7 +336,21 @@ def test_what_loses_nothing_is_listed_with_the_reason(asked, name, reason):
     assert listed <= set(report.skipped)
 
 
-def test_nothing_is_said_where_nothing_is_asked_for():
-    layers = [keras.layers.Dense(2, name="hidden"), keras.layers.Dense(3, name="logits")]
-    _, report = shrink(keras.Sequential([keras.Input((5,)), *layers]), 0.0)
-    assert list(report.skipped) == ["logits"]
+@pytest.mark.parametrize("least", [0.0, 0.1])
+def test_what_goes_with_a_layer_that_keeps_its_channels_is_told_so(least):
+    x = keras.Input((5,))
+    y = layers.Dense(8, name="stem")(x)
+    y = layers.Add()([y, layers.Dense(8, name="branch")(y)])
+    model = keras.Model(x, layers.Dense(3, name="logits")(y))
+    _, report = shrink(model, {"stem": 0.5, "branch": least})
+    assert report.skipped["stem"].endswith(f"goes with branch, for which `ratio` says {least:g}")
+
+
+def test_channels_that_go_together_are_counted_as_such():
+    x = keras.Input((8, 8, 4))
+    y = layers.Conv2D(8, 3, groups=2, name="g")(x)
+    model = keras.Model(x, layers.Dense(3, name="logits")(layers.Flatten()(y)))
+    _, report = shrink(model, 0.2)
+    assert report.skipped["g"].endswith(
+        "0.2 of 4 sets of 2 channels that go together is less than one set"
+    )

@@ -28,6 +28,9 @@ _LAYER_SCALE = "applications.convnext.LayerScale"
 _OPAQUE = ("Einsum", "Lambda", "Tensordot", "Vdot")
 
 
+DYNAMIC = "a dimension is dynamic"
+
+
 class UncountedError(Exception):
     """The multiply-adds of this call are not known; the message is the reason."""
 
@@ -76,7 +79,7 @@ def call_macs(
 
 def _known(dim: int | None) -> int:
     if dim is None:
-        raise UncountedError("a dimension is dynamic: give `input_shape`")
+        raise UncountedError(DYNAMIC)
     return dim
 
 

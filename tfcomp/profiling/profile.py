@@ -20,7 +20,7 @@ from tfcomp.errors import TfcompError, UnsupportedModelError
 from tfcomp.files import gzip_bytes
 from tfcomp.graph import Graph, Tensor, is_graph_model, trace
 from tfcomp.graph.trace import substitute, tensors
-from tfcomp.profiling.macs import Shape, UncountedError, call_macs
+from tfcomp.profiling.macs import DYNAMIC, Shape, UncountedError, call_macs
 from tfcomp.profiling.render import bytes_text, plain, shape_text
 
 InputShape = Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Sequence[int]]
@@ -237,6 +237,8 @@ def profile(model: keras.Model, *, input_shape: InputShape | None = None) -> Pro
             )
         except UncountedError as error:
             macs, note = None, str(error)
+            if note == DYNAMIC:
+                note += ": give `input_shape`"
         parameters, nonzero, nbytes = _weights(op, seen)
         layers.append(
             LayerProfile(

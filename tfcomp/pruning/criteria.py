@@ -151,7 +151,7 @@ class Random(Criterion):
     of_channels = True
 
     def __init__(self, seed: int = 0) -> None:
-        self.seed = _checked_seed(seed)
+        self.seed = checked_seed(seed)
 
     def scores(self, candidates: Candidates) -> dict[str, Scores]:
         """Independent uniform numbers."""
@@ -180,7 +180,7 @@ class RandomWeights(Criterion):
     comparable = True
 
     def __init__(self, seed: int = 0) -> None:
-        self.seed = _checked_seed(seed)
+        self.seed = checked_seed(seed)
         self._generator = np.random.default_rng(seed)
 
     def scores(self, candidates: Candidates) -> dict[str, Scores]:
@@ -217,7 +217,12 @@ class Magnitude(Criterion):
         return {name: np.abs(kernel.value()) for name, kernel in candidates.items()}
 
 
-def _checked_seed(seed: Any) -> int:
+def checked_seed(seed: Any) -> int:
+    """A seed as it was passed.
+
+    Raises:
+        TfcompError: If it is no integer of at least 0.
+    """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise TfcompError(f"`seed` must be an integer of at least 0. Received: seed={seed!r}.")
     return seed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from typing import Any
 
 import keras
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from tfcomp.errors import TfcompError
 from tfcomp.graph import Graph, Node, rebuild, trace
-from tfcomp.profiling.macs import UncountedError, call_macs
+from tfcomp.profiling.macs import DYNAMIC, UncountedError, call_macs
 from tfcomp.pruning.samples import all_inputs
 
 _WORD = 16  # bits of a word and of a multiply-add that the costs are given for
@@ -46,8 +47,24 @@ class EnergyCosts:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), 1 if field.name.endswith("reuse") else 0
-            if not math.isfinite(value) or value < least:
-                raise TfcompError(f"`{field.name}` must be at least {least}. Received: {value!r}.")
+            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not is_number or not math.isfinite(value) or value < least:
+                raise TfcompError(
+                    f"`{field.name}` must be a number of at least {least}. Received: {value!r}."
+                )
+
+
+def checked_costs(costs: Any) -> EnergyCosts:
+    """Costs as they were passed, or those by default.
+
+    Raises:
+        TfcompError: If they are something else.
+    """
+    if costs is not None and not isinstance(costs, EnergyCosts):
+        raise TfcompError(
+            f"`costs` must be an EnergyCosts, EnergyCosts(dram=100) for one. Received: {costs!r}."
+        )
+    return costs or EnergyCosts()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +198,7 @@ def estimate_energy(
     for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
         if isinstance(bits, bool) or not isinstance(bits, int) or bits < 1:
             raise TfcompError(f"`{name}` must be a whole number of at least 1. Received: {bits!r}.")
+    used = checked_costs(costs)
     graph = trace(model)
     names = [name for name, op in graph.ops.items() if isinstance(op, _ESTIMATED)]
     densities = dict.fromkeys(names, 1.0)
@@ -190,7 +208,6 @@ def estimate_energy(
             inputs = layer_inputs(graph, name, arrays)
             size = sum(array.size for array in inputs)
             densities[name] = sum(int(np.count_nonzero(array)) for array in inputs) / size
-    used = costs or EnergyCosts()
     layers = tuple(
         _of_layer(graph, name, densities[name], (weight_bits, activation_bits), used)
         for name in names
@@ -233,7 +250,8 @@ def _of_layer(
             done = call_macs(op, shapes, node.outputs[0].shape)
             sizes = [_size(of) for of in (shapes[0], node.outputs[0].shape)]
         except UncountedError as error:
-            raise TfcompError(f"The energy of {name!r} cannot be told: {error}.") from error
+            hint = ": build the model with inputs of a fixed size" if str(error) == DYNAMIC else ""
+            raise TfcompError(f"The energy of {name!r} cannot be told: {error}{hint}.") from error
         macs += done
         words = [kernel.size, *sizes]
         weights, inputs = (of * _accesses(done / of, costs) for of in words[:2])
@@ -253,7 +271,7 @@ def _size(shape: tuple[int | None, ...]) -> int:
     """Elements of one sample."""
     dims = [dim for dim in shape[1:] if dim is not None]
     if len(dims) < len(shape) - 1:
-        raise UncountedError("a dimension is dynamic")
+        raise UncountedError(DYNAMIC)
     return math.prod(dims)
 
 

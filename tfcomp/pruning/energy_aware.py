@@ -13,8 +13,14 @@ import numpy as np
 from tfcomp.errors import TfcompError
 from tfcomp.graph import rebuild, trace
 from tfcomp.pruning.candidates import Candidates, Scores
-from tfcomp.pruning.criteria import HoldsData
-from tfcomp.pruning.energy import Energy, EnergyCosts, estimate_energy, layer_inputs
+from tfcomp.pruning.criteria import HoldsData, checked_seed
+from tfcomp.pruning.energy import (
+    Energy,
+    EnergyCosts,
+    checked_costs,
+    estimate_energy,
+    layer_inputs,
+)
 from tfcomp.pruning.input_rows import (
     Matrix,
     filters_by_group,
@@ -33,6 +39,8 @@ from tfcomp.pruning.sparsity import (
     total_sparsity,
 )
 
+# Share of all energy that a layer needs at least, as far as scores go.
+_LEAST = 1e-12
 # λ, over the mean square of an input; with the smallest it is the paper's least squares, with
 # the last nothing is fitted.
 _RIDGES = (1e-6, 1e-4, 1e-2, 1.0, math.inf)
@@ -143,7 +151,8 @@ class EnergyAware(HoldsData):
         self, data: Any, rows: int = 4000, costs: EnergyCosts | None = None, seed: int = 0
     ) -> None:
         _check_whole("rows", rows)
-        self.data, self.rows, self.costs, self.seed = data, rows, costs, seed
+        self.data, self.rows, self.seed = data, rows, checked_seed(seed)
+        self.costs = checked_costs(costs)
 
     def scores(self, candidates: Candidates) -> dict[str, Scores]:
         """The score of each weight."""
@@ -152,6 +161,11 @@ class EnergyAware(HoldsData):
         owners = {id(op.kernel): name for name, op in graph.ops.items() if has_rows(op)}
         network = networks_of(candidates.model)[0]
         energy = estimate_energy(network, arrays, costs=self.costs)
+        if not energy.total:
+            raise TfcompError(
+                "EnergyAware expects a model that needs energy. Received: one that needs none, by "
+                f"{self.costs}."
+            )
         totals = {layer.name: layer.total / energy.total for layer in energy.layers}
         found = {}
         for name, kernel in candidates.items():
@@ -159,12 +173,15 @@ class EnergyAware(HoldsData):
             if layer is None:
                 raise TfcompError(
                     "EnergyAware expects kernels of convolutions and Dense, channels last. "
-                    f"Received: {name!r}. Leave it out by name, or use another criterion."
+                    f"Received: {name!r}. Name its layer in `spare` or `skip`, or take another "
+                    "criterion."
                 )
             value = kernel.value()
             rows = layer_inputs(graph, layer, arrays)
             alive = max(int(np.count_nonzero(value)), 1)
-            found[name] = self._lost(graph.ops[layer], value, rows) * (alive / totals[layer])
+            found[name] = self._lost(graph.ops[layer], value, rows) * (
+                alive / max(totals[layer], _LEAST)
+            )
         return found
 
     def _lost(self, op: Any, value: Scores, inputs: list[Scores]) -> Matrix:
@@ -252,6 +269,7 @@ def prune_by_energy(
         raise TfcompError(f"`restored` must be between 0 and 1. Received: {restored!r}.")
     _check_whole("rounds", rounds)
     _check_whole("rows", rows)
+    checked_seed(seed)
     whole = trace(model)
     arrays = all_inputs(data, whole, "prune_by_energy")
     pruned = rebuild(whole)

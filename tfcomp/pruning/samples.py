@@ -71,7 +71,13 @@ def _items(data: Any, batch_size: int, user: str) -> Iterator[Any]:
         yield from data
         return
     arrays = keras.tree.map_structure(_as_array, data)
-    lengths = {len(leaf) if leaf.ndim else 0 for leaf in keras.tree.flatten(arrays)}
+    leaves = keras.tree.flatten(arrays)
+    if leaves and not any(leaf.ndim for leaf in leaves):
+        raise TfcompError(
+            f"`data` must be arrays or a batched tf.data.Dataset, for {user}. Received: numbers in "
+            f"a {type(data).__name__}. Write numpy.asarray(data)."
+        )
+    lengths = {len(leaf) if leaf.ndim else 0 for leaf in leaves}
     if len(lengths) != 1 or lengths == {0}:
         raise TfcompError(
             f"`data` must be arrays of one length, at least 1, or a batched tf.data.Dataset, for "

@@ -70,6 +70,41 @@ class Schedule(Configured, abc.ABC):
         """The arguments that make the same schedule again."""
 
 
+def sparsity_at(schedule: Schedule, step: int) -> float:
+    """What a schedule asks for after so many steps.
+
+    Raises:
+        TfcompError: If that is no fraction in [0, 1).
+    """
+    value = schedule(step)
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if is_number and 0 <= value < 1:
+        return float(value)
+    raise TfcompError(
+        f"A schedule must give a fraction in [0, 1) for each step. Received: {value!r} at step "
+        f"{step} from {schedule!r}."
+    )
+
+
+def check_schedule(schedule: Schedule) -> None:
+    """Raises unless a schedule has what its class promises, and ends where it says."""
+    missing = [
+        name for name in ("begin_step", "end_step", "final_sparsity") if not hasattr(schedule, name)
+    ]
+    if missing:
+        raise TfcompError(
+            f"A schedule must have begin_step, end_step and final_sparsity. Received: "
+            f"{type(schedule).__name__} without {', '.join(missing)}."
+        )
+    check_sparsity("final_sparsity", schedule.final_sparsity)
+    end = sparsity_at(schedule, _check_step("end_step", schedule.end_step))
+    if not math.isclose(end, schedule.final_sparsity, abs_tol=1e-9):
+        raise TfcompError(
+            f"A schedule must end at its final_sparsity, {schedule.final_sparsity:g}. Received: "
+            f"{end:g} at its end_step, {schedule.end_step}, from {schedule!r}."
+        )
+
+
 @keras.saving.register_keras_serializable(package="tfcomp")
 class ConstantSparsity(Schedule):
     """s_t = `sparsity` from `begin_step` on: one cut, then fine-tuning of what is left.

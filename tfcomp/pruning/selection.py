@@ -51,41 +51,60 @@ def why_untouched(
 ) -> dict[str, str]:
     """For each layer that could be cut and loses nothing by `select`, the reason.
 
-    Takes the arguments of `select`. Nothing is said where nothing is asked for.
+    Takes the arguments of `select`.
     """
-    if not ratio:
-        return {}
     before = _lowest(found, importance, ratio, scope, comparable)
     after = before.copy()
     _restore(found, importance, after, round_to or 1)
     reasons = {}
     for name, producer in found.producers.items():
         units = np.unique(producer.units[producer.units != FIXED])
-        if units.size and name not in found.skipped and not after[units].any():
-            reasons[name] = _why(name, found, ratio, scope, round_to, bool(before[units].any()))
+        if not units.size or name in found.skipped or after[units].any():
+            continue
+        if before[units].any():
+            why = _why_restored(round_to)
+        elif scope == "global":
+            why = _why_not_lowest(ratio, found.n_units)
+        else:
+            why = _why_kept(name, found, ratio)
+        reasons[name] = f"loses nothing: {why}"
     return reasons
 
 
-def _why(
-    name: str, found: Dependencies, ratio: Ratio, scope: str, round_to: int | None, restored: bool
-) -> str:
-    if restored:
-        if round_to:
-            return f"loses nothing: counts are brought up to multiples of {round_to}"
-        return "loses nothing: so many channels would be as many as places, which Keras confuses"
-    if scope == "global":
-        return "loses nothing: its channels are of more importance than those removed"
-    shares = [
-        (_ratio_of(group, ratio), len(group.units))
-        for group in found.groups
-        if name in group.layers
-    ]
-    if not any(share for share, _ in shares):
-        return "loses nothing: `ratio` asks for none of its channels"
-    if all(_wanted(share, n) == 0 for share, n in shares):
-        parts = " and ".join(f"{share:.3g} of {n}" for share, n in shares)
-        return f"loses nothing: {parts} is less than one channel"
-    return "loses nothing: every layer keeps at least one channel"
+def _why_restored(round_to: int | None) -> str:
+    if round_to:
+        return f"counts are brought up to multiples of {round_to}"
+    return "so many channels would be as many as places, which Keras confuses"
+
+
+def _why_not_lowest(ratio: Ratio, n_units: int) -> str:
+    if not ratio:
+        return "none of its channels was to be removed"
+    if isinstance(ratio, float) and not _wanted(ratio, n_units):
+        return f"{ratio:.3g} of all {n_units} channels is less than one"
+    return "its channels are of more importance than those removed"
+
+
+def _why_kept(name: str, found: Dependencies, ratio: Ratio) -> str:
+    mine = [group for group in found.groups if name in group.layers]
+    shares = [_ratio_of(group, ratio) for group in mine]
+    if isinstance(ratio, Mapping):
+        for group, share in zip(mine, shares, strict=True):
+            if share < ratio.get(name, 0):
+                least = next(each for each in group.layers if ratio.get(each) == share)
+                return f"it goes with {least}, for which `ratio` says {share:g}"
+    if not any(shares):
+        return "none of its channels was to be removed"
+    if any(_wanted(share, len(group.units)) for share, group in zip(shares, mine, strict=True)):
+        return "every layer keeps at least one channel"
+    units = found.producers[name].units
+    parts = []
+    for share, group in zip(shares, mine, strict=True):
+        n, channels = len(group.units), int(np.isin(units, group.units).sum())
+        sets = f" sets of {channels // n} channels that go together" if channels > n else ""
+        parts.append(f"{share:.3g} of {n}{sets}")
+    sets = "set" if " sets " in parts[0] else "channel"
+    return f"{' and '.join(parts)} is less than one {sets}"
 
 
 def _lowest(
