@@ -115,10 +115,10 @@ class PruneWeights(keras.callbacks.Callback):
                 f"Received: {schedule!r}."
             )
         check_schedule(schedule)
-        for name, value in (("depthwise", depthwise), ("keep_zeros", keep_zeros)):
-            _check_bool(name, value)
-        for name, value in (("first", first), ("last", last)):
-            _check_bool(name, value, may_be_none=True)
+        _check_bool("depthwise", depthwise)
+        _check_bool("keep_zeros", keep_zeros)
+        _check_bool("first", first, may_be_none=True)
+        _check_bool("last", last, may_be_none=True)
         if scope not in ("local", "global"):
             raise TfcompError(f'`scope` must be "local" or "global". Received: {scope!r}.')
         self.schedule = schedule

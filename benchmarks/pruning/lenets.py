@@ -200,7 +200,6 @@ RUNS = [
     Run("lenet_5", "han", HAN, 0.77, dropout=True),
     *AT_START,
     *(dataclasses.replace(run, fast=True) for run in AT_START),
-    *(Run(network, "dense", shifted=True) for network in NETWORKS),
     *(dataclasses.replace(run, shifted=True) for run in AT_START if run.method == "snip"),
 ]
 
