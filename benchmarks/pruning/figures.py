@@ -64,6 +64,11 @@ def _dense_error(rows: dict[lenets.Run, list[dict[str, Any]]]) -> str:
     return f"{statistics.mean(seed['dense_error'] for seed in seeds):.2f}" if seeds else "–"
 
 
+def _way(run: lenets.Run) -> str:
+    """What a network has been trained with beside the images as they are."""
+    return ", with dropout" if run.dropout else ", shifted images" if run.shifted else ""
+
+
 def of_lenets(rows: dict[lenets.Run, list[dict[str, Any]]]) -> str:
     """Test errors beside the papers'."""
     lines = [
@@ -79,7 +84,7 @@ def of_lenets(rows: dict[lenets.Run, list[dict[str, Any]]]) -> str:
         each += f" (learns nothing in {dead})" if dead and not lost else ""
         paper = "–" if run.paper is None else f"{run.paper:g}"
         share, rate = f"{100 * run.sparsity:.1f} %", f"{run.recipe.rate:g}"
-        method = TITLES[run.method] + (", with dropout" if run.dropout else "")
+        method = TITLES[run.method] + _way(run)
         cells = [NETWORKS[run.network], method, share, rate, paper]
         lines.append(f"| {' | '.join([*cells, f'{statistics.mean(errors):.2f}', each])} |")
     one = lenets.RECIPES["lenet_5"]
@@ -92,8 +97,10 @@ def of_lenets(rows: dict[lenets.Run, list[dict[str, Any]]]) -> str:
         f"{' and '.join(f'{rate:g}' for rate in lenets.DROPOUT_RECIPE.dropout)} at first and "
         "√(1/12) of that while it is pruned (the dense network then has "
         f"{_dense_error(rows)} %). At initialisation: by the same recipe, and by one for sparse "
-        f"networks: {recipes_of(lenets.SPARSE_RECIPES)}, images standardised. Rates and decays are "
-        "the best of a few for SNIP on held-out training images; other criteria might want others. "
+        f"networks: {recipes_of(lenets.SPARSE_RECIPES)}, images standardised; with shifted "
+        "images by that recipe too, each image up to a pixel to a side, anew in each epoch, which "
+        "the paper does not do. Rates and decays are the best of a few for SNIP on held-out "
+        "training images; other criteria might want others. "
         "One batch of the training set, all kernels together, biases left; SynFlow in 100 rounds. "
         f"All by SGD with momentum in batches of {lenets.BATCH}; SNIP's authors train for 250,000 "
         f"steps, this is {' and '.join(steps_of(recipe) for recipe in lenets.RECIPES.values())}. "
@@ -101,8 +108,7 @@ def of_lenets(rows: dict[lenets.Run, list[dict[str, Any]]]) -> str:
     ]
     short = [
         f"{NETWORKS[run.network]} by {TITLES[run.method]} at {100 * run.sparsity:.0f} %"
-        f"{f' and a rate of {run.recipe.rate:g}' if run.fast else ''}"
-        f"{' with dropout' if run.dropout else ''} "
+        f"{f' and a rate of {run.recipe.rate:g}' if run.fast or run.shifted else ''}{_way(run)} "
         f"({statistics.mean(seed['error'] for seed in seeds):.2f}, paper {run.paper:g})"
         for run, seeds in rows.items()
         if run.paper
@@ -130,9 +136,8 @@ def draw(rows: dict[lenets.Run, list[dict[str, Any]]]) -> None:
             if run.paper is not None:
                 axes.plot(run.paper, place, "|", color="0.1", ms=14, mew=2, label="paper")
             share = f" {100 * run.sparsity:.0f} %" if run.sparsity else ""
-            rate = f", rate {run.recipe.rate:g}" if run.fast else ""
-            rate += ", dropout" if run.dropout else ""
-            names.append(f"{NETWORKS[run.network]}, {TITLES[run.method]}{share}{rate}")
+            rate = f", rate {run.recipe.rate:g}" if run.fast or run.shifted else ""
+            names.append(f"{NETWORKS[run.network]}, {TITLES[run.method]}{share}{rate}{_way(run)}")
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.set(xlabel="test error, % (logarithmic)", xscale="log")
