@@ -17,7 +17,7 @@ from matplotlib import pyplot
 
 from benchmarks import results
 from benchmarks.pages import DOCS, put
-from benchmarks.pruning import lenets
+from benchmarks.pruning import lenets, snip_protocol
 from tfcomp.files import replacing
 
 PAGE = DOCS / "pruning.md"
@@ -117,12 +117,40 @@ def of_lenets(rows: dict[lenets.Run, list[dict[str, Any]]]) -> str:
     ]
     if short:
         lines += ["", f"Short of the papers' figures: {', '.join(short)}."]
+    lines += of_protocol()
     missing = [
         f"{run.name} ({SEEDS - len(rows.get(run, []))} of {SEEDS} seeds)"
         for run in lenets.RUNS
         if len(rows.get(run, [])) < SEEDS
     ]
     return "\n".join([*lines, *(["", f"Not yet run: {', '.join(missing)}."] if missing else [])])
+
+
+def of_protocol() -> list[str]:
+    """What SNIP's authors' program comes to, beside what they report."""
+    said = []
+    for share, paper in zip(snip_protocol.SHARES, (1.6, 2.4), strict=True):
+        names = [snip_protocol.run_name(share, seed) for seed in range(SEEDS)]
+        runs = [one["results"] for name in names if (one := results.load(name)) is not None]
+        if runs:
+            each = ", ".join(f"{run['error']:.2f}" for run in runs)
+            last, best = (
+                f"{statistics.mean(run[key] for run in runs):.2f}"
+                for key in ("error", "best_of_last")
+            )
+            said.append(
+                f"at {100 * share:.0f} % {last} ({each}; by the test set {best}; {paper:g})"
+            )
+    if not said:
+        return []
+    return [
+        "",
+        "SNIP on LeNet-300-100 as its authors' program trains it, step by step and without this "
+        "library (`benchmarks.pruning.snip_protocol`: biases are scored and pruned too, weights "
+        f"drawn anew, {snip_protocol.STEPS:,} steps): {'; '.join(said)}. In brackets each seed; "
+        f"the least of the last {snip_protocol.CHECKPOINTS} checkpoints on the test set, which "
+        "that program reports; and the paper's figure.",
+    ]
 
 
 def draw(rows: dict[lenets.Run, list[dict[str, Any]]]) -> None:
