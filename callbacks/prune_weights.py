@@ -28,11 +28,11 @@ class PruneWeights(keras.callbacks.Callback):
     default, among the n of a kernel (scope "local") or of all kernels together ("global") are
     set to zero, and stay zero: masks nest. With another `unit` whole units go, so many that the
     count of weights is met to half a unit, but the last unit stays; N:M counts groups. Ties go by
-    index. The masks are
-    applied by the variables' constraints inside the compiled step, around constraints of the
-    layers' own. When training ends these constraints are taken away again, and the model is plain
-    Keras with exact zeros, which are read back into `report`. (A `fit` that is interrupted cannot
-    do so: the masks hold until the next PruneWeights, or until the model is saved and loaded.)
+    index. The masks are applied by the variables' constraints inside the compiled step, around
+    constraints of the layers' own. When training ends these constraints are taken away again, and
+    the model is plain Keras with exact zeros, which are read back into `report`. (A `fit` that is
+    interrupted cannot do so: the masks hold until the next PruneWeights, or until the model is
+    saved and loaded.)
 
     Training that continues goes on where it was: in another `fit` of the same model with an
     equal schedule, and in a `fit` that starts at a later epoch (`BackupAndRestore`,

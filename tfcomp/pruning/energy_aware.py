@@ -38,6 +38,7 @@ from tfcomp.pruning.sparsity import (
     networks_of,
     total_sparsity,
 )
+from tfcomp.pruning.units import checked_whole
 
 # Share of all energy that a layer needs at least, as far as scores go.
 _LEAST = 1e-12
@@ -150,8 +151,7 @@ class EnergyAware(HoldsData):
     def __init__(
         self, data: Any, rows: int = 4000, costs: EnergyCosts | None = None, seed: int = 0
     ) -> None:
-        _check_whole("rows", rows)
-        self.data, self.rows, self.seed = data, rows, checked_seed(seed)
+        self.data, self.rows, self.seed = data, checked_whole("rows", rows), checked_seed(seed)
         self.costs = checked_costs(costs)
 
     def scores(self, candidates: Candidates) -> dict[str, Scores]:
@@ -267,8 +267,7 @@ def prune_by_energy(
     sparsity = check_sparsity("sparsity", sparsity)
     if not 0 <= restored <= 1:
         raise TfcompError(f"`restored` must be between 0 and 1. Received: {restored!r}.")
-    _check_whole("rounds", rounds)
-    _check_whole("rows", rows)
+    rounds, rows = checked_whole("rounds", rounds), checked_whole("rows", rows)
     checked_seed(seed)
     whole = trace(model)
     arrays = all_inputs(data, whole, "prune_by_energy")
@@ -295,11 +294,6 @@ def prune_by_energy(
         errors.append(_prune_layer(name, op, target, x, (sparsity, restored, rounds)))
     after = estimate_energy(pruned, arrays, costs=costs)
     return pruned, EnergyReport(measure(taken), skipped, tuple(errors), before, after)
-
-
-def _check_whole(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise TfcompError(f"`{name}` must be a whole number of at least 1. Received: {value!r}.")
 
 
 def _prune_layer(

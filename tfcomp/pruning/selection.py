@@ -48,18 +48,17 @@ def why_untouched(
     scope: str,
     round_to: int | None,
     comparable: bool,
+    removed: list[int],
 ) -> dict[str, str]:
     """For each layer that could be cut and loses nothing by `select`, the reason.
 
-    Takes the arguments of `select`.
+    Takes the arguments of `select`, and what it has given.
     """
     before = _lowest(found, importance, ratio, scope, comparable)
-    after = before.copy()
-    _restore(found, importance, after, round_to or 1)
     reasons = {}
     for name, producer in found.producers.items():
         units = np.unique(producer.units[producer.units != FIXED])
-        if not units.size or name in found.skipped or after[units].any():
+        if not units.size or name in found.skipped or np.isin(units, removed).any():
             continue
         if before[units].any():
             why = _why_restored(round_to)

@@ -216,7 +216,7 @@ def shrink(
         ratio, spending = spend(budget, model, found, chosen)
     removed = chosen(ratio)
     small = remove_units(found, removed)
-    untouched = why_untouched(found, importance, ratio, scope, round_to, judge.comparable)
+    untouched = why_untouched(found, importance, ratio, scope, round_to, judge.comparable, removed)
     report = ShrinkReport(
         asked=fraction(ratio, found),
         prunable=found.n_units,

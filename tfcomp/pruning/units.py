@@ -101,7 +101,7 @@ class NM(Unit):
     groups_inputs = True
 
     def __init__(self, n: int = 2, m: int = 4) -> None:
-        self.n, self.m = _whole("n", n), _whole("m", m)
+        self.n, self.m = checked_whole("n", n), checked_whole("m", m)
         if self.n >= self.m:
             raise TfcompError(f"NM expects 1 <= n < m, as in NM(2, 4). Received: n={n}, m={m}.")
         self.only_sparsity: float = 1 - self.n / self.m
@@ -212,7 +212,10 @@ class Blocks(Unit):
     plural = "zeros in whole blocks"
 
     def __init__(self, inputs: int = 4, outputs: int = 4) -> None:
-        self.inputs, self.outputs = _whole("inputs", inputs), _whole("outputs", outputs)
+        self.inputs, self.outputs = (
+            checked_whole("inputs", inputs),
+            checked_whole("outputs", outputs),
+        )
 
     def split(self, kernel: Kernel, values: Array, fill: Any) -> Array:
         stack = matrices(kernel, values)
@@ -488,7 +491,12 @@ def _each(scores: Array, keep: Mask) -> Array:
     return np.where(keep, scores, scores.dtype.type(-np.inf)).reshape(-1)
 
 
-def _whole(name: str, value: Any) -> int:
+def checked_whole(name: str, value: Any) -> int:
+    """A whole number of at least 1 as it was passed.
+
+    Raises:
+        TfcompError: If it is something else.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise TfcompError(
             f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}."
